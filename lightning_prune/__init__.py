@@ -1,0 +1,1 @@
+"""Structured pruning inside PyTorch Lightning's fit."""
