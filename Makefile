@@ -1,0 +1,38 @@
+# Everything runs in .venv, made on first use: a fresh machine needs Python >= 3.10 and make.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test zoo bench lint
+.DEFAULT_GOAL := test
+
+demo: .venv/.installed
+	$(PY) examples/digits.py --config configs/digits_resnet.yaml
+
+test: .venv/.installed .zoo/.installed
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+# The invariants alone: over the small topologies, then over the models of torchvision.
+zoo: .venv/.installed .zoo/.installed
+	$(PY) -m pytest $(PYTEST_ARGS) $(wildcard tests/test_zoo.py tests/test_invariants*.py tests/test_torchvision*.py)
+
+bench: .venv/.installed .zoo/.installed
+	for script in benchmarks/*.py; do PYTHONPATH=. $(PY) "$$script" || exit 1; done
+
+lint: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/codespell
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt -e ".[test]"
+	touch $@
+
+# Apart from the environment: a torchvision whose operators do not fit this torch build would break `import lightning`.
+.zoo/.installed: constraints.txt .venv/.installed
+	rm -rf .zoo
+	$(PIP) install -c constraints.txt --no-deps --target .zoo torchvision timm torch-pruning
+	touch $@
