@@ -1,0 +1,191 @@
+"""What a dynamic op remembers: the axes of its tensors, the integers that follow, and the buffers it has lent out."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.mutables import MutableChannelContainer
+from lightning_prune.ops.slicing import Cut, is_prefix, put_, take
+
+__all__ = ["DynamicState", "integer_with"]
+
+
+class _Loan(NamedTuple):
+    """A kept copy of a buffer that somebody may write to."""
+
+    part: Tensor
+    full: Tensor
+    cuts: tuple[Cut, ...]
+    snapshot: Tensor | None
+    """What the copy held when it was lent; None: take it as written to."""
+
+
+@dataclass(eq=False)
+class DynamicState:
+    """The only attribute that conversion adds to a module.
+
+    Args:
+        static: The class of the module before conversion.
+        containers: Attribute name -> mask of that axis.
+        axes: Tensor name -> attribute name of each of its axes; None is an axis nothing cuts.
+        follows: Integer attribute -> element of it (None: the attribute itself) -> container whose count it reads.
+    """
+
+    static: type[nn.Module]
+    containers: dict[str, MutableChannelContainer] = field(default_factory=dict)
+    axes: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    follows: dict[str, dict[int | None, MutableChannelContainer]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop everything that is derived from the masks."""
+        self._version = -1
+        self._cuts: dict[str, tuple[Cut, ...]] = {}
+        self._integers: dict[str, Any] = {}
+        self._watched: tuple[MutableChannelContainer, ...] | None = None
+        self._loans: dict[str, _Loan] = {}
+        self._depth = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("static", "containers", "axes", "follows")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.forget()
+
+    def refresh(self) -> None:
+        """Drop what is derived from the masks if a mask has changed since."""
+        if self._watched is None:
+            found = [*self.containers.values(), *(c for parts in self.follows.values() for c in parts.values())]
+            self._watched = tuple({id(container): container for container in found}.values())
+        # Versions only grow, so an unchanged sum means unchanged masks.
+        version = 0
+        for container in self._watched:
+            version += container.version
+        if version != self._version:
+            self._version = version
+            self._cuts.clear()
+            self._integers.clear()
+
+    def cuts(self, module: Any, name: str) -> tuple[Cut, ...]:
+        """Return the cut axes of the tensor `name`; empty when it keeps everything."""
+        self.refresh()
+        found = self._cuts.get(name)
+        if found is None:
+            kept = ((dim, module._axis_kept(attr)) for dim, attr in enumerate(self.axes.get(name, ())) if attr)
+            found = self._cuts[name] = tuple(Cut(dim, indices) for dim, indices in kept if indices is not None)
+        return found
+
+    def integer(self, module: Any, name: str) -> Any:
+        """Return the live value of the integer attribute `name`."""
+        self.refresh()
+        if name not in self._integers:
+            self._integers[name] = module._live_integer(name)
+        return self._integers[name]
+
+    def dense_integer(self, module: Any, name: str) -> Any:
+        """Return the dense value of an integer attribute.
+
+        Raises:
+            ConfigError: The module stores no such attribute.
+        """
+        fields = module.__dict__
+        value = fields[name] if name in fields else inspect.getattr_static(self.static, name, None)
+        if isinstance(value, bool) or not isinstance(value, int | tuple | list):
+            valid = [
+                attr for attr, number in fields.items() if isinstance(number, int) and not isinstance(number, bool)
+            ]
+            raise ConfigError(
+                f"Got integer attribute {name!r} of {self.static.__name__}; expected one that the module stores. "
+                f"{did_you_mean(name, valid)}"
+            )
+        return value
+
+    # Buffers. An in-place write to a kept copy must reach the buffer itself, so copies are lent and collected again.
+    # They are never kept as a cache: `buffer.data.copy_()`, as weight averaging does it, leaves no sign to notice.
+
+    def lend(self, name: str, full: Tensor, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return the kept entries of a buffer; writes to them reach `full` at the next `collect`.
+
+        Args:
+            name: Name of the buffer.
+            full: The buffer, of the dense size.
+            cuts: Its cut axes, at least one.
+
+        Returns:
+            Tensor of the kept size; the same one all through a forward.
+        """
+        loan = self._loans.get(name)
+        if loan is not None and self._depth and loan.full is full and loan.cuts is cuts:
+            return loan.part
+        if loan is not None:
+            self.collect(name)
+        if is_prefix(full, cuts):
+            return take(full, cuts)
+        part = take(full, cuts)
+        # The version of a tensor does not tell whether it was written to: batch_norm moves its statistics unnoticed.
+        self._loans[name] = _Loan(part, full, cuts, None if self._depth else part.clone())
+        return part
+
+    def collect(self, name: str) -> None:
+        """Write the lent copy of one buffer back, if it was written to."""
+        loan = self._loans.pop(name)
+        if loan.snapshot is None or not torch.equal(loan.part, loan.snapshot):
+            put_(loan.full, loan.part, loan.cuts)
+
+    def collect_all(self) -> None:
+        """Write every lent copy back that was written to."""
+        for name in list(self._loans):
+            self.collect(name)
+
+    def enter_forward(self) -> None:
+        """Begin a forward: every read of a buffer sees the same copy until `leave_forward`."""
+        if not self._depth:
+            self.collect_all()
+        self._depth += 1
+
+    def leave_forward(self, written: bool = True) -> None:
+        """End a forward, and write its buffers back.
+
+        Args:
+            written: False when this forward is known to have changed none.
+        """
+        self._depth -= 1
+        if self._depth:
+            return
+        if written:
+            self.collect_all()
+        else:
+            self._loans.clear()
+
+
+def integer_with(full: Any, parts: dict[int | None, MutableChannelContainer], where: str) -> Any:
+    """Return `full` with the followed elements replaced by live counts.
+
+    Args:
+        full: The dense value, an int, tuple or list.
+        parts: Element (None: the value itself) -> container.
+        where: Name for the message.
+
+    Raises:
+        ConfigError: `full` is no longer what the parts were registered for.
+    """
+    if None in parts:
+        return parts[None].activated_channels
+    if not isinstance(full, tuple | list):
+        raise ConfigError(f"Got {where} = {full!r}; expected a tuple or list of sizes.")
+    values = list(full)
+    for element, container in parts.items():
+        assert element is not None, "the attribute itself was handled above"
+        values[element] = container.activated_channels
+    if isinstance(full, tuple) and hasattr(full, "_fields"):
+        return type(full)(*values)
+    return type(full)(values)
