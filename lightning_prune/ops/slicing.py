@@ -86,8 +86,13 @@ def put_(full: Tensor, part: Tensor, cuts: Sequence[Cut]) -> None:
         part: Tensor of the kept size, cast to the type and device of `full`.
         cuts: The axes that are cut.
     """
-    with torch.no_grad():
-        _put_(full, part.to(device=full.device, dtype=full.dtype), cuts)
+    if part.device != full.device or part.dtype != full.dtype:
+        part = part.to(device=full.device, dtype=full.dtype)
+    if full.requires_grad:
+        with torch.no_grad():
+            _put_(full, part, cuts)
+    else:
+        _put_(full, part, cuts)
 
 
 def _put_(full: Tensor, part: Tensor, cuts: Sequence[Cut]) -> None:
