@@ -1,0 +1,98 @@
+"""The two doors of the room: analyze a model once, certify any structure of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lightning_prune.errors import TraceError
+from lightning_prune.graph.call import Rule, tensors_in
+from lightning_prune.graph.certify import Mismatch, run_lockstep
+from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.labels import IntArray
+from lightning_prune.graph.partition import find_frozen, price
+from lightning_prune.graph.refine import refine
+from lightning_prune.graph.trace import DenseTrace, trace_model
+
+__all__ = ["analyze", "certify_kept"]
+
+
+def analyze(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    ignore: Sequence[str] = (),
+    rules: Mapping[str, Rule] | None = None,
+    strict: bool = False,
+) -> tuple[ChannelGraph, DenseTrace]:
+    """Find and certify the units of a model.
+
+    Args:
+        model: Any module, with its own classes. Unchanged afterwards.
+        args: Positional example input.
+        kwargs: Keyword example input.
+        ignore: Globs over module and parameter names: a layer that matches keeps its outputs, its inputs follow.
+        rules: Rules for further ops by schema name.
+        strict: Raise where an op has no rule or a unit does not certify, instead of freezing.
+
+    Returns:
+        The graph, and the trace that later certificates compare with.
+
+    Raises:
+        TraceError: The model cannot be traced; or `strict` and something would have been frozen.
+    """
+    trace = trace_model(model, args, kwargs, rules)
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+    def ignored(tensor: str) -> str | None:
+        parts = tensor.split(".")
+        names = [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
+        return next((g for g in ignore if any(fnmatchcase(n, g) for n in names)), None)
+
+    known, closure, units = refine(trace, frozenset(parameters), ignored)
+    if strict and (trace.unknown or known.refused):
+        what = [*(f"no rule for {op}" for op in trace.unknown), *known.refused]
+        raise TraceError(f"strict=True and these would freeze channels: {'; '.join(what)}. Pass rules= or ignore=.")
+    priced = {name: shape for name, shape in parameters.items() if name in trace.axes}
+    constant = sum(int(np.prod(shape)) for name, shape in parameters.items() if name not in priced)
+    inputs = [t for t in tensors_in((args, dict(kwargs))) if t.dim()]
+    graph = ChannelGraph(
+        units.units,
+        trace.axes,
+        tuple(known.integers.followers(closure, units)),
+        find_frozen(trace, closure, known.reasons, units.owner, frozenset(parameters)),
+        price(trace, closure, units, constant, priced, int(inputs[0].shape[0]) if inputs else 1),
+        trace.space,
+        closure,
+        units.owner,
+        units.channel,
+        frozenset(trace.sandbox.caches),
+        tuple(trace.notes),
+        trace.unknown,
+    )
+    return graph, trace
+
+
+def certify_kept(graph: ChannelGraph, trace: DenseTrace, kept: Mapping[str, IntArray | Sequence[int]]) -> None:
+    """Certify one structure by one more trace.
+
+    Args:
+        graph: The graph of the model.
+        trace: Its dense trace.
+        kept: Unit name -> indices of the channels that remain; units not named keep all.
+
+    Raises:
+        TraceError: The pruned program would not be the dense program on the kept channels; says where.
+    """
+    alive = graph.alive({name: np.asarray(indices, np.int64) for name, indices in kept.items()})
+    try:
+        run_lockstep(trace, alive, graph.followers)
+    except Mismatch as mismatch:
+        raise TraceError(
+            f"The structure does not run the dense program: {mismatch}. The model is unchanged."
+        ) from mismatch

@@ -1,0 +1,172 @@
+"""One traced op: its arguments by schema name, the axes of its tensors, and what a rule may do to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_prune.graph.labels import ANY, FIXED, Axis, LabelSpace, is_labelled
+
+__all__ = ["Call", "Rule", "axes_of", "bind_arguments", "set_axes", "tensors_in"]
+
+Rule = Callable[["Call"], None]
+_AXES = "_lightning_prune_axes"
+_PARAM = "_lightning_prune_param"
+_signatures: dict[Any, tuple[tuple[str, ...], dict[str, Any]]] = {}
+
+
+def axes_of(tensor: Tensor) -> list[Axis]:
+    """Return the axes of a traced tensor; a tensor that the trace did not make is `FIXED` throughout."""
+    axes = getattr(tensor, _AXES, None)
+    if axes is None or len(axes) != tensor.dim():
+        return [FIXED] * tensor.dim()
+    return list(axes)
+
+
+def set_axes(tensor: Tensor, axes: Sequence[Axis]) -> None:
+    """Attach axes to a traced tensor."""
+    assert len(axes) == tensor.dim(), f"{len(axes)} axes for a tensor of {tensor.dim()} axes"
+    for size, axis in zip(tensor.shape, axes, strict=True):
+        assert not is_labelled(axis) or len(axis) == size, f"{len(axis)} labels for an axis of {size}"
+    setattr(tensor, _AXES, list(axes))
+
+
+def is_weight(tensor: Tensor) -> bool:
+    """Return whether the tensor is a parameter, or one seen through views and casts alone."""
+    return bool(getattr(tensor, _PARAM, False))
+
+
+def mark_weight(tensor: Tensor) -> None:
+    """Note that the tensor is a parameter, or one seen through views and casts alone."""
+    setattr(tensor, _PARAM, True)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors of nested lists, tuples and dicts, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def bind_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every argument of an ATen call by its schema name, defaults filled in."""
+    signature = _signatures.get(func)
+    if signature is None:
+        arguments = func._schema.arguments
+        names = tuple(a.name for a in arguments)
+        defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
+        signature = _signatures[func] = (names, defaults)
+    names, defaults = signature
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+
+
+class Call:
+    """One ATen call as a rule sees it.
+
+    Args:
+        name: Schema name without overload, for example ``"aten::conv2d"``.
+        args: Arguments by schema name, defaults filled in.
+        out: What the op returned.
+        space: Where labels are bound and frozen.
+        module_names: `id(module) -> qualified name`, to say where something arose.
+    """
+
+    def __init__(
+        self, name: str, args: Mapping[str, Any], out: Any, space: LabelSpace, module_names: Mapping[int, str]
+    ) -> None:
+        self.name = name
+        self.args = args
+        self.out = out
+        self.space = space
+        self.module_names = module_names
+        self.costs: list[tuple[tuple[int, Axis], ...]] = []
+        self.pins: list[tuple[Tensor, int]] = []
+        self.before: tuple[tuple[int, ...], list[Axis]] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args.get(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.args
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Every tensor argument, in schema order."""
+        return tensors_in(list(self.args.values()))
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Every tensor the op returned."""
+        return tensors_in(self.out)
+
+    def axes(self, tensor: Tensor) -> list[Axis]:
+        """Return a copy of the tensor's axes."""
+        return axes_of(tensor)
+
+    def shape_before(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the shape of `self` before an in-place op changed it."""
+        return self.before[0] if self.before else tuple(tensor.shape)
+
+    def axes_before(self, tensor: Tensor) -> list[Axis]:
+        """Return the axes of `self` before an in-place op changed its shape."""
+        return list(self.before[1]) if self.before else self.axes(tensor)
+
+    def put(self, tensor: Tensor, axes: Sequence[Axis]) -> None:
+        """Set the axes of an output."""
+        set_axes(tensor, axes)
+
+    def bind(self, a: Axis, b: Axis) -> Axis:
+        """Make two axes of equal length one (see `LabelSpace.bind`)."""
+        return self.space.bind(a, b, self.where)
+
+    def freeze(self, axis: Axis, why: str = "") -> None:
+        """Forbid removal along the axis; the report says `why`, in words, and where."""
+        if is_labelled(axis):
+            self.space.freeze(axis, f"{why} in {self.where()}" if why else self.where())
+
+    def count(self, *sizes: tuple[int, Axis]) -> None:
+        """Add the product of the axis sizes to the multiply-adds of this op."""
+        self.costs.append(sizes)
+
+    def pin(self, tensor: Tensor, dim: int) -> None:
+        """Demand that an `ANY` axis keeps its size, since the value depends on its length."""
+        self.pins.append((tensor, dim))
+
+    def sized(self, tensor: Tensor, *dims: int) -> list[tuple[int, Axis]]:
+        """Return `(size, axis)` of the given axes of a tensor, all of them when none is given."""
+        axes = self.axes(tensor)
+        return [(tensor.shape[d], axes[d]) for d in (dims or range(tensor.dim()))]
+
+    def where(self) -> str:
+        """Say which op of which module in which line of which file this is."""
+        op = f"`{self.name.removeprefix('aten::')}`"
+        frame = sys._getframe(1)
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            inside_torch = str(frame.f_globals.get("__name__", "")).startswith(("torch.", "lightning_prune.graph"))
+            if isinstance(owner, nn.Module) and not inside_torch:
+                name = self.module_names.get(id(owner), "") or type(owner).__name__
+                return f"{op} of {name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+            frame = frame.f_back  # type: ignore[assignment]
+        return op
+
+
+def unlabelled(size: int) -> Axis:
+    """Return the axis of a constant: broadcastable when its size is 1, fixed otherwise."""
+    return ANY if size == 1 else FIXED
+
+
+def normalize_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:
+    """Return non-negative dims; `None` and `[]` mean all of them."""
+    if dims is None or (not isinstance(dims, int) and not len(dims)):
+        return list(range(rank))
+    listed = [dims] if isinstance(dims, int) else list(dims)
+    return [d % max(rank, 1) for d in listed]
+
+
+def is_floating(tensor: Tensor) -> bool:
+    """Return whether the tensor holds real or complex floating numbers."""
+    return tensor.dtype.is_floating_point or tensor.dtype.is_complex

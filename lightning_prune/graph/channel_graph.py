@@ -1,0 +1,193 @@
+"""The result of the analysis, as frozen data: units, where they live, what follows them, what is frozen and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.cost import CostModel
+from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
+
+__all__ = ["ChannelGraph", "Follower", "FrozenAxis", "Place", "Spans", "UnitSpec"]
+
+# runs of an axis: (unit, start, end, channel of the unit at each position)
+Spans = tuple[tuple["UnitSpec", int, int, IntArray], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a unit lives on one axis of one layer.
+
+    Args:
+        layer: Qualified name of the module that owns the tensor.
+        tensor: Qualified name of the parameter or buffer.
+        dim: Axis of the tensor.
+        positions: Int64 `[n]`, ascending positions along the axis that belong to the unit.
+        channels: Int64 `[n]`, the unit's channel at each of them.
+        is_output: The layer makes these channels.
+        is_input: The layer reads these channels. A per-channel layer (norm, depthwise) does both.
+    """
+
+    layer: str
+    tensor: str
+    dim: int
+    positions: IntArray
+    channels: IntArray
+    is_output: bool
+    is_input: bool
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSpec:
+    """Channel axes that must keep the same channels.
+
+    Args:
+        name: `{first output layer}_({start}, {end})_out_{n}_in_{m}`, with the suffix of the axis.
+        num_channels: C.
+        axis: "channels", "heads", "head_dim" or "groups".
+        kind: Equal for isomorphic units (same shapes and layer types, layer numbers aside).
+        places: Every axis of every parameter and buffer that the unit runs through.
+        classes: Int64 `[C]`, class of each channel in the closure.
+        renormalizing: A mean, variance or norm runs over its channels, so that removing is not zeroing.
+        rescaling: The scale of an attention derives from its length.
+    """
+
+    name: str
+    num_channels: int
+    axis: str
+    kind: str
+    places: tuple[Place, ...]
+    classes: IntArray
+    renormalizing: bool = False
+    rescaling: bool = False
+
+    def layers(self, *, output: bool) -> list[Place]:
+        """Return one place per layer and axis: the layers that make (or read) the channels, in model order."""
+        chosen: dict[str, Place] = {}
+        for place in self.places:
+            if place.is_output if output else place.is_input:
+                chosen.setdefault(place.layer, place)
+        return list(chosen.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Follower:
+    """An integer of a module that must follow an axis.
+
+    Args:
+        module: Qualified name of the module.
+        attribute: Name of the int, tuple or list; a dotted name looks into an object it holds.
+        element: Index into the tuple or list, None for an int.
+        labels: The axis whose living length it becomes.
+    """
+
+    module: str
+    attribute: str
+    element: int | None
+    labels: IntArray
+
+
+@dataclass(frozen=True)
+class FrozenAxis:
+    """An axis that cannot be pruned.
+
+    Args:
+        tensor: Qualified name of the parameter.
+        dim: Axis.
+        size: How many of its positions are frozen.
+        reason: Why, in words, and where it arose.
+    """
+
+    tensor: str
+    dim: int
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Units of a model, certified, with their costs.
+
+    Args:
+        units: The units that may lose channels, in model order.
+        axes: Tensor name -> labels of each axis.
+        followers: Integers that follow.
+        frozen: Axes that cannot be pruned.
+        cost: Price of any structure.
+        space: The labels.
+        closure: Their classes.
+        owner: Per class, the number of its unit, -1 for none.
+        channel: Per class, its channel in that unit.
+        caches: `(module, attribute)` of lazy caches to reset whenever the structure changes.
+        notes: What a person should know.
+        unknown: Op without a rule -> how often it was met.
+    """
+
+    units: tuple[UnitSpec, ...]
+    axes: Mapping[str, tuple[Axis, ...]]
+    followers: tuple[Follower, ...]
+    frozen: tuple[FrozenAxis, ...]
+    cost: CostModel
+    space: LabelSpace
+    closure: Closure
+    owner: IntArray
+    channel: IntArray
+    caches: frozenset[tuple[str, str]] = frozenset()
+    notes: tuple[str, ...] = ()
+    unknown: Mapping[str, int] = field(default_factory=dict)
+
+    def alive(self, kept: Mapping[str, IntArray]) -> BoolArray:
+        """Return per label whether it lives when the named units keep only the given channels."""
+        dead = np.zeros(self.closure.count, np.bool_)
+        for unit in self.units:
+            if unit.name in kept:
+                gone = np.ones(unit.num_channels, np.bool_)
+                gone[np.asarray(kept[unit.name], np.int64)] = False
+                dead[unit.classes[gone]] = True
+        return self.closure.alive(dead)
+
+    def spans(self, axis: Axis) -> Spans:
+        """Say which units an axis is tiled from; positions in no unit are always kept.
+
+        Args:
+            axis: Labels of any axis of this graph.
+
+        Returns:
+            `(unit, start, end, channel per position)`. A product axis has one full span per factor.
+        """
+        if not is_labelled(axis):
+            return ()
+        return tuple(
+            (self.units[unit], int(run[0]), int(run[-1]) + 1, channels[np.searchsorted(positions, run)])
+            for unit, positions, channels in runs_along(self.closure, self.owner, self.channel, axis)
+            for run in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+        )
+
+
+def runs_along(
+    closure: Closure, owner: IntArray, channel: IntArray, labels: IntArray
+) -> list[tuple[int, IntArray, IntArray]]:
+    """Return `(unit number, positions, channels)` of every unit that runs through an axis.
+
+    Args:
+        closure: The classes.
+        owner: Per class, the number of its unit, -1 for none.
+        channel: Per class, its channel in that unit.
+        labels: The axis.
+    """
+    rows = closure.factors[closure.classes[labels]].tocoo()
+    factors = rows.col.astype(np.int64)
+    inside = owner[factors] >= 0
+    positions, factors = rows.row.astype(np.int64)[inside], factors[inside]
+    order = np.lexsort((positions, owner[factors]))
+    positions, factors = positions[order], factors[order]
+    units = owner[factors]
+    cuts = np.flatnonzero(np.diff(units)) + 1
+    return [
+        (int(u[0]), p, channel[f])
+        for u, p, f in zip(np.split(units, cuts), np.split(positions, cuts), np.split(factors, cuts), strict=True)
+        if len(u)
+    ]

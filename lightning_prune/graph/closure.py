@@ -1,0 +1,235 @@
+"""From bindings to classes: which labels are one channel, which are frozen, and which are grids of others.
+
+All on arrays: connected components over label pairs, then products until nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+from lightning_prune.graph.labels import IntArray, LabelSpace, Product
+
+__all__ = ["Closure", "close"]
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Closure:
+    """The classes of labels.
+
+    Args:
+        classes: Class of each label.
+        frozen: Per class, whether it may not be removed.
+        reason: Per class, index into the reasons (-1 where not frozen).
+        factors: Sparse `[classes, classes]`: row c holds the classes that c lives by; a class that is no grid has
+            itself alone.
+        derived: Per class, whether it is a grid element of two or more free classes.
+        products: Every product the closure used.
+    """
+
+    classes: IntArray
+    frozen: BoolArray
+    reason: IntArray
+    factors: csr_matrix
+    derived: BoolArray
+    products: tuple[Product, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of classes."""
+        return len(self.frozen)
+
+    def alive(self, dead: BoolArray) -> BoolArray:
+        """Return per label whether it lives when the given classes are removed."""
+        return np.asarray(self.factors @ dead.astype(np.int32) == 0)[self.classes]
+
+
+def close(
+    space: LabelSpace, pairs: Sequence[tuple[IntArray, IntArray]], frozen: Sequence[tuple[IntArray, int]]
+) -> Closure:
+    """Work out the classes.
+
+    Args:
+        space: The labels with their products.
+        pairs: All bindings.
+        frozen: `(labels, reason index)`.
+
+    Returns:
+        The smallest classes that satisfy every binding, freeze and product.
+    """
+    classes = _components(np.arange(space.size), pairs)
+    seeds = np.concatenate([a for a, _ in frozen]) if frozen else np.zeros(0, np.int64)
+    causes = np.concatenate([np.full(len(a), r) for a, r in frozen]) if frozen else np.zeros(0, np.int64)
+    products = _refined(space, classes)
+    while True:
+        state = _State(classes, seeds, causes)
+        for product in products:
+            state.spread(product)
+        state.bind_grids()
+        if not state.pairs and not state.seeds:
+            break
+        classes = _components(classes, state.pairs)
+        seeds = np.concatenate([seeds, *state.seeds])
+        causes = np.concatenate([causes, *state.causes])
+    derived, factors = _factors(state, products)
+    return Closure(classes, state.frozen, state.reason, factors, derived, tuple(products))
+
+
+def _components(classes: IntArray, pairs: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
+    """Merge classes along label pairs."""
+    pairs = list(pairs)
+    if not pairs:
+        return classes
+    a, b = (classes[np.concatenate(side)] for side in zip(*pairs, strict=True))
+    differ = a != b
+    count = int(classes.max()) + 1
+    links = coo_matrix((np.ones(int(differ.sum()), np.bool_), (a[differ], b[differ])), shape=(count, count))
+    merged: IntArray = connected_components(links, directed=False)[1].astype(np.int64)[classes]
+    return merged
+
+
+class _State:
+    """One round of the fixed point: what the products add to the classes found so far."""
+
+    def __init__(self, classes: IntArray, seeds: IntArray, causes: IntArray) -> None:
+        self.classes = classes
+        count = int(classes.max()) + 1 if len(classes) else 0
+        self.reason = np.full(count, -1, np.int64)
+        self.reason[classes[seeds[::-1]]] = causes[::-1]  # the first cause stays
+        self.frozen = self.reason >= 0
+        self.pairs: list[tuple[IntArray, IntArray]] = []
+        self.seeds: list[IntArray] = []
+        self.causes: list[IntArray] = []
+        self._by_flat: dict[tuple[bytes, tuple[int, ...]], Product] = {}
+        self._by_axes: dict[tuple[bytes, ...], Product] = {}
+        self._grids: dict[int, list[tuple[npt.NDArray[np.uint64], IntArray]]] = {}
+        self._hash = np.random.default_rng(0).integers(1, 2**63, size=max(count, 1)).astype(np.uint64)
+
+    def spread(self, product: Product) -> None:
+        """Apply one product: freezes of elements to factors, equal grids, and grids with few free factors."""
+        flat = self.classes[product.flat]
+        axes = [self.classes[a] for a in product.axes]
+        frozen = self.frozen[flat]
+        if frozen.any():
+            self._freeze_factors(product, axes, flat, frozen)
+        self._equal_grids(product, flat, axes)
+        free = [k for k, a in enumerate(axes) if not self.frozen[a].all()]
+        if not free:
+            if not frozen.all():
+                cause = self.reason[axes[0]].max()
+                self._freeze(product.flat[~frozen], np.full(int((~frozen).sum()), cause))
+        elif len(free) == 1:
+            follower = np.broadcast_to(_along(product.axes[free[0]], free[0], product), product.shape).reshape(-1)
+            if (self.classes[follower] != flat).any():
+                self.pairs.append((product.flat, follower))
+        else:
+            self._grids.setdefault(len(free), []).append((self._coordinates(product, axes, free), product.flat))
+
+    def _freeze_factors(self, product: Product, axes: list[IntArray], flat: IntArray, frozen: BoolArray) -> None:
+        """A frozen element freezes the factors it lives by."""
+        grid, causes = frozen.reshape(product.shape), self.reason[flat].reshape(product.shape)
+        for k, labels in enumerate(product.axes):
+            others = tuple(j for j in range(grid.ndim) if j != k)
+            hit = grid.any(axis=others) & ~self.frozen[axes[k]]
+            if hit.any():
+                self._freeze(labels[hit], causes.max(axis=others)[hit])
+
+    def _freeze(self, labels: IntArray, causes: IntArray) -> None:
+        self.seeds.append(labels)
+        self.causes.append(causes)
+
+    def _equal_grids(self, product: Product, flat: IntArray, axes: list[IntArray]) -> None:
+        """Equal elements have equal factors, and the other way round."""
+        first = self._by_flat.setdefault((flat.tobytes(), product.shape), product)
+        for a, b in zip(product.axes, first.axes, strict=True):
+            if first is not product and (self.classes[a] != self.classes[b]).any():
+                self.pairs.append((a, b))
+        first = self._by_axes.setdefault(tuple(a.tobytes() for a in axes), product)
+        if first is not product and (self.classes[first.flat] != flat).any():
+            self.pairs.append((first.flat, product.flat))
+
+    def _coordinates(self, product: Product, axes: list[IntArray], free: list[int]) -> npt.NDArray[np.uint64]:
+        """Hash the set of free classes of each element, whatever their order."""
+        total = np.zeros(product.shape, np.uint64)
+        for k in free:
+            total = total + _along(self._hash[axes[k]] * np.uint64(0x9E3779B97F4A7C15), k, product)
+        return total.reshape(-1)
+
+    def bind_grids(self) -> None:
+        """Elements with the same free classes are one channel (query heads that follow a key-value head)."""
+        for grids in self._grids.values():
+            coordinates = np.concatenate([c for c, _ in grids])
+            flats = np.concatenate([f for _, f in grids])
+            order = np.argsort(coordinates, kind="stable")
+            coordinates, flats = coordinates[order], flats[order]
+            same = coordinates[1:] == coordinates[:-1]
+            differ = same & (self.classes[flats[1:]] != self.classes[flats[:-1]])
+            if differ.any():
+                self.pairs.append((flats[1:][differ], flats[:-1][differ]))
+
+
+def _along(values: npt.NDArray[np.generic], axis: int, product: Product) -> npt.NDArray[np.generic]:
+    shape = [1] * len(product.axes)
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _refined(space: LabelSpace, classes: IntArray) -> list[Product]:
+    """Make factorisations of one axis agree: where one refines the other, split the coarse factor too."""
+    by_flat: dict[bytes, list[Product]] = {}
+    for product in list(space.products):
+        by_flat.setdefault(classes[product.flat].tobytes(), []).append(product)
+    for group in by_flat.values():
+        if len({p.shape for p in group}) > 1:
+            _common_refinement(space, group)
+    return space.products
+
+
+def _common_refinement(space: LabelSpace, group: Sequence[Product]) -> None:
+    cuts = sorted({int(np.prod(p.shape[k:])) for p in group for k in range(len(p.shape))} | {1})
+    if any(b % a for a, b in zip(cuts, cuts[1:], strict=False)):
+        return  # they do not nest: the certificate will freeze what cannot work
+    for product in group:
+        for k, labels in enumerate(product.axes):
+            low = int(np.prod(product.shape[k + 1 :]))
+            inner = [c for c in cuts if low <= c <= low * len(labels)]
+            shape = [b // a for a, b in zip(inner, inner[1:], strict=False)][::-1]
+            if len(shape) > 1:
+                space.split(labels, shape)
+    finest = [b // a for a, b in zip(cuts, cuts[1:], strict=False)][::-1]
+    for product in group:
+        space.split(product.flat, finest)
+
+
+def _factors(state: _State, products: Sequence[Product]) -> tuple[BoolArray, csr_matrix]:
+    """Return which classes are grids of free classes, and for every class those it lives by, down to the free ones."""
+    classes, count = state.classes, len(state.frozen)
+    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for product in products:
+        axes = [classes[a] for a in product.axes]
+        free = [k for k, a in enumerate(axes) if not state.frozen[a].all()]
+        if len(free) > 1:
+            for k in free:
+                rows.append(classes[product.flat])
+                columns.append(np.broadcast_to(_along(axes[k], k, product), product.shape).reshape(-1))
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    derived = np.zeros(count, np.bool_)
+    derived[row] = True
+    step = csr_matrix((np.ones(len(row), np.int32), (row, column)), shape=(count, count))
+    own = np.flatnonzero(~derived)
+    step = step + csr_matrix((np.ones(len(own), np.int32), (own, own)), shape=(count, count))
+    step.data[:] = 1
+    for _ in range(4):  # grids of grids
+        further = step @ step
+        further.data[:] = 1
+        if (further != step).nnz == 0:
+            break
+        step = further
+    return derived, step

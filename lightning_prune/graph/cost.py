@@ -1,0 +1,146 @@
+"""Cost as polynomials in the kept counts: any structure is priced in microseconds, without running the model.
+
+One MAC is one multiply-add of a convolution, linear, matmul or attention; bias, normalisation and activation are not
+counted. Each axis size is a constant plus products of kept counts, and each op costs a product of axis sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.graph.labels import IntArray
+
+__all__ = ["Cost", "CostModel", "Expression", "Polynomial"]
+
+# constant + sum of coefficient * product of the kept counts of the units
+Expression = tuple[int, tuple[tuple[int, tuple[int, ...]], ...]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward of the example input costs.
+
+    Args:
+        macs: Multiply-adds of the whole example batch.
+        params: Elements of all parameters, tied ones once.
+        by_op: MACs per ATen op.
+        batch_size: Examples in the batch.
+    """
+
+    macs: int
+    params: int
+    by_op: Mapping[str, int] = field(default_factory=dict)
+    batch_size: int = 1
+
+    @property
+    def per_example(self) -> int:
+        """MACs of one example (rounded down)."""
+        return self.macs // max(self.batch_size, 1)
+
+
+class Polynomial:
+    """A sum of products of axis sizes.
+
+    Args:
+        terms: `(constant factor, axis sizes)` of each product.
+        num_units: U, the number of units the expressions refer to.
+    """
+
+    def __init__(self, terms: Iterable[tuple[int, Sequence[Expression]]], num_units: int) -> None:
+        merged: dict[tuple[Expression, ...], int] = {}
+        for scale, sizes in terms:
+            varying = tuple(sorted(e for e in sizes if e[1]))
+            for constant, parts in sizes:
+                scale = scale if parts else scale * constant
+            merged[varying] = merged.get(varying, 0) + scale
+        self.scale = np.array(list(merged.values()), np.int64)
+        expressions = {e: k for k, e in enumerate({e for sizes in merged for e in sizes})}
+        self._constant = np.array([e[0] for e in expressions], np.int64)
+        parts = [(k, c, units) for e, k in expressions.items() for c, units in e[1]]
+        self._owner = np.array([k for k, _, _ in parts], np.int64)
+        self._coefficient = np.array([c for _, c, _ in parts], np.int64)
+        self._units = _padded([units for _, _, units in parts], num_units)
+        self._factors = _padded([[expressions[e] for e in sizes] for sizes in merged], len(expressions))
+
+    def __call__(self, counts: IntArray) -> IntArray:
+        """Evaluate.
+
+        Args:
+            counts: Int64 `[..., U]`, kept channels of each unit.
+
+        Returns:
+            Int64 `[...]`.
+        """
+        ones = np.ones((*counts.shape[:-1], 1), np.int64)
+        values = self._coefficient * np.concatenate([counts, ones], -1)[..., self._units].prod(-1)
+        sizes = np.broadcast_to(self._constant, (*counts.shape[:-1], len(self._constant))).copy()
+        np.add.at(sizes, (..., self._owner), values)
+        result: IntArray = (self.scale * np.concatenate([sizes, ones], -1)[..., self._factors].prod(-1)).sum(-1)
+        return result
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> IntArray:
+    width = max((len(r) for r in rows), default=0)
+    return np.array([[*r, *[filler] * (width - len(r))] for r in rows], np.int64).reshape(len(rows), width)
+
+
+class CostModel:
+    """Prices structures.
+
+    Args:
+        names: Names of the units, in the order of every `counts`.
+        full: Int64 `[U]`, channels of the dense units.
+        macs: ATen op -> its multiply-adds.
+        params: Elements of all parameters.
+        memory: Bytes of the activations of the example batch (results that are neither views nor in place).
+        batch_size: Examples in the example input.
+    """
+
+    def __init__(self, names: Sequence[str], full: IntArray, macs: Mapping[str, Polynomial], params: Polynomial,
+                 memory: Polynomial, batch_size: int) -> None:  # fmt: skip
+        self.names = tuple(names)
+        self.full = full
+        self.batch_size = batch_size
+        self._by_op = dict(macs)
+        self._measures: dict[str, Callable[[IntArray], IntArray]] = {
+            "channels": lambda counts: np.asarray(counts.sum(-1)),
+            "params": params,
+            "macs": self._macs,
+            "flops": lambda counts: 2 * self._macs(counts),
+            "memory": memory,
+        }
+
+    def _macs(self, counts: IntArray) -> IntArray:
+        total = np.zeros(counts.shape[:-1], np.int64)
+        for polynomial in self._by_op.values():
+            total = total + polynomial(counts)
+        return total
+
+    def measure(self, key: str, counts: npt.ArrayLike) -> int:
+        """Return one cost of one structure.
+
+        Args:
+            key: "channels" (kept channels of all units), "params", "macs", "flops" (2 x MACs) or "memory" (bytes).
+            counts: `[U]` kept channels per unit, in the order of `names`.
+
+        Raises:
+            ConfigError: Unknown key.
+        """
+        return int(self.measure_many(key, np.asarray(counts, np.int64)[None])[0])
+
+    def measure_many(self, key: str, counts: IntArray) -> IntArray:
+        """Return one cost of many structures: `[B, U]` counts -> `[B]`."""
+        if key not in self._measures:
+            raise ConfigError(f"Got cost {key!r}. {did_you_mean(key, self._measures)}")
+        return self._measures[key](counts)
+
+    def cost(self, counts: npt.ArrayLike) -> Cost:
+        """Return MACs and parameters of one structure, MACs by op."""
+        row = np.asarray(counts, np.int64)[None]
+        by_op = {op: int(polynomial(row)[0]) for op, polynomial in self._by_op.items()}
+        return Cost(sum(by_op.values()), self.measure("params", row[0]), by_op, self.batch_size)

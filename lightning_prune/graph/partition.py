@@ -1,0 +1,315 @@
+"""From classes to units: classes that touch the same axes the same number of times form one unit."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+from torch import nn
+
+from lightning_prune.graph.channel_graph import FrozenAxis, Place, UnitSpec, runs_along
+from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.cost import CostModel, Expression, Polynomial
+from lightning_prune.graph.labels import Axis, IntArray, is_labelled
+from lightning_prune.graph.trace import DenseTrace
+
+__all__ = ["Partition", "find_frozen", "partition", "price"]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which module owns which tensor.
+
+    Args:
+        owners: Tensor name -> layers that own it, several when it is tied.
+        types: Layer -> its class.
+        order: Tensor name -> position in the model.
+    """
+
+    owners: Mapping[str, tuple[str, ...]]
+    types: Mapping[str, type[nn.Module]]
+    order: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module, tensors: Mapping[str, object]) -> Layers:
+        """Look up the owners of the named tensors."""
+        first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+        owners: dict[str, list[str]] = {}
+        types: dict[str, type[nn.Module]] = {}
+        for layer, module in model.named_modules():
+            types[layer] = type(module)
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None and first[id(tensor)] in tensors:
+                    owners.setdefault(first[id(tensor)], []).append(layer)
+        return cls(
+            {n: tuple(dict.fromkeys(o)) for n, o in owners.items()}, types, {n: k for k, n in enumerate(tensors)}
+        )
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Units and the map from class to unit."""
+
+    units: tuple[UnitSpec, ...]
+    owner: IntArray
+    channel: IntArray
+
+
+def partition(trace: DenseTrace, closure: Closure, parameters: frozenset[str], layers: Layers) -> Partition:
+    """Group the free classes into units.
+
+    Args:
+        trace: The dense trace.
+        closure: Its classes.
+        parameters: Names of the tensors that are parameters: a unit must run through one.
+        layers: Owners of the tensors.
+
+    Returns:
+        Units in model order, with unique names.
+    """
+    groups = _group(trace, closure, parameters)
+    owner = np.full(closure.count, -1, np.int64)
+    channel = np.zeros(closure.count, np.int64)
+    for number, classes in enumerate(groups):
+        owner[classes] = number
+        channel[classes] = np.arange(len(classes))
+    roles = _Roles.of(trace, closure)
+    places: list[list[tuple[Place, bool]]] = [[] for _ in groups]
+    for name, axes in trace.axes.items():
+        for dim, axis in enumerate(axes):
+            if is_labelled(axis):
+                for number, positions, channels in runs_along(closure, owner, channel, axis):
+                    places[number] += _places(roles, layers, name, dim, axis, positions, channels)
+    units = [_unit(classes, found, roles, layers) for classes, found in zip(groups, places, strict=True)]
+    order = sorted(range(len(units)), key=lambda k: _first(units[k], layers))
+    rank = np.zeros(len(units) + 1, np.int64)
+    rank[-1] = -1
+    rank[order] = np.arange(len(order))
+    return Partition(_unique_names([units[k] for k in order]), rank[owner], channel)
+
+
+def _group(trace: DenseTrace, closure: Closure, parameters: frozenset[str]) -> list[IntArray]:
+    """Return the classes of every unit, ordered by where they first appear."""
+    labels, rows, inside, row = [], [], [], 0
+    for name, axes in trace.axes.items():
+        for axis in axes:
+            if is_labelled(axis):
+                labels.append(axis)
+                rows.append(np.full(len(axis), row))
+                inside.append(np.full(len(axis), name in parameters))
+                row += 1
+    # the axes of grids and of priced ops tell classes apart too: heads from head_dim, halves that cost on their own
+    further = [a for p in closure.products for a in p.axes]
+    further += list({id(a): a for e in trace.events["eval"] for c in e.costs for _, a in c if is_labelled(a)}.values())
+    for axis in further:
+        labels.append(axis)
+        rows.append(np.full(len(axis), row))
+        inside.append(np.zeros(len(axis), np.bool_))
+        row += 1
+    if not labels:
+        return []
+    classes, place, is_parameter = closure.classes[np.concatenate(labels)], np.concatenate(rows), np.concatenate(inside)
+    touched = (
+        csr_matrix((np.ones(len(classes), np.int64), (place, classes)), shape=(row, closure.count)) @ closure.factors
+    ).tocoo()
+    salt = np.random.default_rng(0).integers(1, 2**63, size=row).astype(np.uint64)
+    signature = np.zeros(closure.count, np.uint64)
+    np.add.at(signature, touched.col, salt[touched.row] * touched.data.astype(np.uint64))
+    hits = csr_matrix((is_parameter.astype(np.int64), (place, classes)), shape=(row, closure.count)) @ closure.factors
+    free = ~closure.frozen & ~closure.derived & (np.asarray(hits.sum(0)).reshape(-1) > 0)
+    first = np.full(closure.count, len(classes), np.int64)
+    np.minimum.at(first, classes, np.arange(len(classes)))
+    first = _first_through_factors(closure, first)
+    candidates = np.flatnonzero(free)
+    _, inverse = np.unique(signature[candidates], return_inverse=True)
+    order = np.lexsort((first[candidates], inverse))
+    groups = np.split(candidates[order], np.flatnonzero(np.diff(inverse[order])) + 1)
+    return [g for g in groups if len(g) > 1]
+
+
+def _first_through_factors(closure: Closure, first: IntArray) -> IntArray:
+    """A factor appears where the first element of its grid does."""
+    result = first.copy()
+    grid = closure.factors.tocoo()
+    np.minimum.at(result, grid.col, first[grid.row])
+    return result
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Which labels and classes have which role."""
+
+    labels: Mapping[str, BoolArray]
+    classes: Mapping[str, BoolArray]
+    in_grid: BoolArray
+
+    @classmethod
+    def of(cls, trace: DenseTrace, closure: Closure) -> _Roles:
+        labels, classes = {}, {}
+        marks = {**trace.space.marks, "renormalized": trace.space.renormalized}
+        for role in ("in", "out", "both", "groups", "heads", "head_dim", "rescaled", "renormalized"):
+            flag = np.zeros(closure.count, np.bool_)
+            label = np.zeros(trace.space.size, np.bool_)
+            for axis in marks.get(role, ()):
+                label[axis] = True
+            # the role of a grid element is not that of its factors, but for sums over all of it
+            own = closure.classes[np.flatnonzero(label)]
+            if role in ("rescaled", "renormalized"):
+                own = closure.factors[own].indices
+            flag[own] = True
+            labels[role], classes[role] = label, flag
+        grid = np.zeros(closure.count, np.bool_)
+        for product in closure.products:
+            for axis in product.axes:
+                grid[closure.classes[axis]] = True
+        return cls(labels, classes, grid)
+
+
+def _places(roles: _Roles, layers: Layers, name: str, dim: int, axis: IntArray, positions: IntArray,
+            channels: IntArray) -> list[tuple[Place, bool]]:  # fmt: skip
+    """Return the place in every layer that owns the tensor, and whether it runs over the groups of a convolution."""
+    found = []
+    label = axis[positions[0]]
+    reads, makes, both = (bool(roles.labels[r][label]) for r in ("in", "out", "both"))
+    owners = layers.owners[name]
+    for layer in owners:
+        is_table = issubclass(layers.types[layer], nn.Embedding)
+        has_table = any(issubclass(layers.types[o], nn.Embedding) for o in owners)
+        out, into = (makes and (is_table or not has_table or not reads)), (reads and not is_table)
+        found.append((Place(layer, name, dim, positions, channels, out, into), both))
+    return found
+
+
+def _unit(classes: IntArray, places: Sequence[tuple[Place, bool]], roles: _Roles, layers: Layers) -> UnitSpec:
+    """Settle roles per layer, then name the unit."""
+    axis = "channels"
+    if roles.in_grid[classes].all():
+        axis = next((r for r in ("groups", "heads", "head_dim") if roles.classes[r][classes].any()), "channels")
+    by_layer: dict[str, list[tuple[Place, bool]]] = {}
+    for place, both in places:
+        by_layer.setdefault(place.layer, []).append((place, both))
+    settled = []
+    for group in by_layer.values():
+        per_channel = not any(p.is_output or p.is_input for p, _ in group)
+        whole_groups = axis == "groups" and any(both for _, both in group)
+        for place, _ in group:
+            settled.append(replace(place, is_output=True, is_input=True) if per_channel or whole_groups else place)
+    settled.sort(key=lambda p: (layers.order[p.tensor], p.dim))
+    unit = UnitSpec(
+        "",
+        len(classes),
+        axis,
+        _kind(axis, len(classes), settled, layers),
+        tuple(settled),
+        classes,
+        bool(roles.classes["renormalized"][classes].any()),
+        bool(roles.classes["rescaled"][classes].any()),
+    )
+    return replace(unit, name=_name(unit))
+
+
+def _name(unit: UnitSpec) -> str:
+    makers, readers = unit.layers(output=True), unit.layers(output=False)
+    place = (makers or readers)[0]
+    layer = place.layer or place.tensor
+    suffix = "" if unit.axis == "channels" else f"_{unit.axis}"
+    span = f"({int(place.positions[0])}, {int(place.positions[-1]) + 1})"
+    return f"{layer}_{span}_out_{len(makers)}_in_{len(readers)}{suffix}"
+
+
+def _unique_names(units: Sequence[UnitSpec]) -> tuple[UnitSpec, ...]:
+    total, met, result = Counter(u.name for u in units), Counter[str](), []
+    for unit in units:
+        met[unit.name] += 1
+        name = unit.name if total[unit.name] == 1 else f"{unit.name}_{met[unit.name]}"
+        result.append(replace(unit, name=name))
+    return tuple(result)
+
+
+def _first(unit: UnitSpec, layers: Layers) -> tuple[int, int, str]:
+    place = (unit.layers(output=True) or unit.layers(output=False))[0]
+    return layers.order[place.tensor], int(place.positions[0]), unit.axis
+
+
+def _kind(axis: str, size: int, places: Sequence[Place], layers: Layers) -> str:
+    """Digest of the unit with every layer number taken out."""
+    parts = sorted({
+        (re.sub(r"\d+", "#", p.tensor), layers.types[p.layer].__name__, p.dim, len(p.positions)) for p in places
+    })  # fmt: skip
+    return hashlib.sha1(repr((axis, size, parts)).encode(), usedforsecurity=False).hexdigest()[:12]
+
+
+def find_frozen(trace: DenseTrace, closure: Closure, reasons: Sequence[str], owner: IntArray,
+                parameters: frozenset[str]) -> tuple[FrozenAxis, ...]:  # fmt: skip
+    """List every axis of a parameter that keeps some positions whatever is pruned, with the main reason."""
+    frozen = []
+    for name, axes in trace.axes.items():
+        for dim, axis in enumerate(axes):
+            if not is_labelled(axis) or name not in parameters:
+                continue
+            classes = closure.classes[axis]
+            stuck = np.asarray(closure.factors[classes] @ (owner >= 0).astype(np.int64)).reshape(-1) == 0
+            if stuck.any():
+                causes = Counter(closure.reason[classes[stuck]].tolist())
+                main = causes.most_common(1)[0][0]
+                text = reasons[main] if main >= 0 else "all of its channels are one: none can go alone"
+                frozen.append(FrozenAxis(name, dim, int(stuck.sum()), text))
+    return tuple(frozen)
+
+
+def price(trace: DenseTrace, closure: Closure, found: Partition, constant_params: int,
+          parameters: Mapping[str, Sequence[int]], batch_size: int) -> CostModel:  # fmt: skip
+    """Turn the op log into polynomials in the kept counts."""
+    full = np.array([u.num_channels for u in found.units], np.int64)
+    memo: dict[int, Expression] = {}
+
+    def size(length: int, axis: Axis) -> Expression:
+        if not is_labelled(axis):
+            return (length, ())
+        if id(axis) not in memo:
+            memo[id(axis)] = _expression(closure, found, full, axis)
+        return memo[id(axis)]
+
+    count = len(full)
+    by_op: dict[str, list[tuple[int, list[Expression]]]] = {}
+    memory: list[tuple[int, list[Expression]]] = []
+    for event in trace.events["eval"]:
+        for cost in event.costs:
+            by_op.setdefault(event.name, []).append((1, [size(n, a) for n, a in cost]))
+        for width, shape, axes in zip(event.widths, event.out_shapes, event.out_axes, strict=True):
+            if width:
+                memory.append((width, [size(n, a) for n, a in zip(shape, axes, strict=True)]))
+    params = [
+        (1, [size(n, a) for n, a in zip(shape, trace.axes[name], strict=True)]) for name, shape in parameters.items()
+    ]
+    return CostModel(
+        [u.name for u in found.units],
+        full,
+        {op: Polynomial(terms, count) for op, terms in by_op.items()},
+        Polynomial([*params, (constant_params, [])], count),
+        Polynomial(memory, count),
+        batch_size,
+    )
+
+
+def _expression(closure: Closure, found: Partition, full: IntArray, axis: IntArray) -> Expression:
+    """Return the living length of an axis as a constant plus products of kept counts."""
+    rows = closure.factors[closure.classes[axis]].tocoo()
+    units: npt.NDArray[np.int64] = found.owner[rows.col]
+    rows_in, units = rows.row[units >= 0].astype(np.int64), units[units >= 0]
+    sets: dict[int, list[int]] = {}
+    for position, unit in zip(rows_in.tolist(), units.tolist(), strict=True):
+        sets.setdefault(position, []).append(unit)
+    totals = Counter(tuple(sorted(s)) for s in sets.values())
+    terms = []
+    for members, positions in sorted(totals.items()):
+        grid = int(np.prod(full[list(members)]))
+        terms.append((positions // grid, members))
+        assert positions % grid == 0, f"{positions} positions over a grid of {grid}: the axis is no polynomial"
+    return len(axis) - len(sets), tuple(terms)

@@ -1,0 +1,246 @@
+"""Closure proposes, the certificate disposes: refine by counterexample until every unit is certified."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lightning_prune.graph.certify import Mismatch, run_lockstep
+from lightning_prune.graph.channel_graph import UnitSpec
+from lightning_prune.graph.closure import BoolArray, Closure, close
+from lightning_prune.graph.integers import Integers, known_followers
+from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.partition import Layers, Partition, partition
+from lightning_prune.graph.trace import DenseTrace
+
+__all__ = ["Refinement", "refine"]
+
+_CUTS = frozenset(
+    f"aten::{n}" for n in ("chunk", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split")
+)
+
+
+@dataclass
+class Refinement:
+    """What is known so far; constraints only grow, so refining ends.
+
+    Args:
+        trace: The dense trace.
+        parameters: Names of the tensors that are parameters.
+        layers: Owners of the tensors.
+        reasons: Why labels are frozen.
+        frozen: `(labels, reason index)`.
+        pairs: Bindings, those of the trace and those that counterexamples taught.
+        refused: Reasons of the freezes that counterexamples taught.
+    """
+
+    trace: DenseTrace
+    parameters: frozenset[str]
+    layers: Layers
+    integers: Integers
+    reasons: list[str] = field(default_factory=list)
+    frozen: list[tuple[IntArray, int]] = field(default_factory=list)
+    pairs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    mended: set[tuple[str, int]] = field(default_factory=set)
+
+    def freeze(self, labels: IntArray, reason: str) -> None:
+        """Add a freeze."""
+        self.frozen.append((labels, len(self.reasons)))
+        self.reasons.append(reason)
+
+    def close(self) -> tuple[Closure, Partition]:
+        """Work out classes and units from all constraints."""
+        closure = close(self.trace.space, self.pairs, self.frozen)
+        return closure, partition(self.trace, closure, self.parameters, self.layers)
+
+
+def refine(
+    trace: DenseTrace, parameters: frozenset[str], ignored: Callable[[str], str | None]
+) -> tuple[Refinement, Closure, Partition]:
+    """Certify every unit; what fails is mended by an integer, a binding or a freeze.
+
+    Args:
+        trace: The dense trace.
+        parameters: Names of the tensors that are parameters.
+        ignored: Tensor name -> the pattern that ignores it, None when nothing does.
+
+    Returns:
+        All constraints, and the classes and units that they leave.
+    """
+    known = Refinement(
+        trace, parameters, Layers.of(trace.sandbox.model, trace.axes), Integers(trace, known_followers(trace))
+    )
+    known.pairs = trace.space.pairs
+    for labels, reason in trace.space.frozen:
+        known.freeze(labels, reason)
+    _freeze_unread(known)
+    _freeze_ignored(known, ignored)
+    while True:
+        closure, units = known.close()
+        if not _find_counterexample(known, closure, units):
+            return known, closure, units
+
+
+def _freeze_unread(known: Refinement) -> None:
+    for name in known.trace.axes.keys() - known.trace.read:
+        for axis in known.trace.axes[name]:
+            if is_labelled(axis):
+                known.freeze(axis, "no traced op reads it")
+
+
+def _freeze_ignored(known: Refinement, ignored: Callable[[str], str | None]) -> None:
+    """A layer that is ignored keeps its outputs; its inputs follow."""
+    reads = np.zeros(known.trace.space.size, np.bool_)
+    for axis in known.trace.space.marks.get("in", ()):
+        reads[axis] = True
+    for name, axes in known.trace.axes.items():
+        pattern = ignored(name)
+        for axis in axes if pattern is not None else ():
+            if is_labelled(axis) and not reads[axis[0]]:
+                known.freeze(axis, f"ignore={pattern!r}")
+
+
+def _find_counterexample(known: Refinement, closure: Closure, units: Partition) -> bool:
+    """Certify all units together, by halves on failure; mend the first kind that fails and say whether one did."""
+    kinds: dict[str, list[UnitSpec]] = {}
+    for unit in units.units:
+        kinds.setdefault(unit.kind, []).append(unit)
+    sampler = Sampler(known.trace, closure, units.units)
+
+    def grow(accepted: list[UnitSpec], candidates: Sequence[list[UnitSpec]]) -> bool:
+        """Accept the kinds that certify beside what is accepted; stop at the first that was mended by a constraint."""
+        members = [u for kind in candidates for u in kind]
+        followers = known.integers.followers(closure, units)
+        try:
+            run_lockstep(known.trace, sampler.alive([*accepted, *members]), followers)
+        except Mismatch as mismatch:
+            if len(candidates) > 1:
+                half = len(candidates) // 2
+                return grow(accepted, candidates[:half]) or grow(accepted, candidates[half:])
+            if len(members) > 1 and known.integers.learn(closure, units, sampler.alive(members[:1])) is None:
+                return grow(accepted, [members[:1]]) or grow(accepted, [members[1:]])
+            failure = known.integers.learn(closure, units, sampler.alive([*accepted, *members]))
+            if failure is not None:
+                if not _bind_partner(known, closure, units, sampler, members):
+                    _mend(known, closure, members, failure, mismatch)
+                return True
+        accepted += members
+        return False
+
+    return bool(kinds) and grow([], list(kinds.values()))
+
+
+class Sampler:
+    """Choose kept channels that tell sizes apart: counts that equal no old size and differ between units."""
+
+    def __init__(self, trace: DenseTrace, closure: Closure, units: Sequence[UnitSpec]) -> None:
+        self.closure = closure
+        rng = random.Random(0)
+        sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
+        used: set[int] = set()
+        self._dead: dict[str, IntArray] = {}
+        for unit in units:
+            total = unit.num_channels
+            counts = list(range(max(2, total // 3), total)) or [1]
+            rng.shuffle(counts)
+            count = next((c for c in counts if c not in sizes and c not in used),
+                         next((c for c in counts if c not in used), counts[0]))  # fmt: skip
+            used.add(count)
+            self._dead[unit.name] = unit.classes[sorted(rng.sample(range(total), total - count))]
+
+    def alive(self, units: Sequence[UnitSpec], together: UnitSpec | None = None) -> BoolArray:
+        """Return per label whether it lives when these units are cut; `together` loses what the first one loses."""
+        dead = np.zeros(self.closure.count, np.bool_)
+        for unit in units:
+            dead[self._dead[unit.name]] = True
+        if together is not None:
+            dead[together.classes[dead[units[0].classes]]] = True
+        return self.closure.alive(dead)
+
+
+def _mend(known: Refinement, closure: Closure, members: Sequence[UnitSpec], failure: Mismatch, first: Mismatch) -> None:
+    """Add the first constraint that may help: bind the parts of an equal cut, keep a literal slice, or freeze."""
+    for mismatch in (failure, first):
+        event = mismatch.event
+        if event is None or (event.name, mismatch.step) in known.mended:
+            continue
+        known.mended.add((event.name, mismatch.step))
+        if event.name in _CUTS and _bind_parts(known, closure, mismatch):
+            return
+        if event.name == "aten::slice" and _keep_slice(known, closure, mismatch):
+            return
+    reason = f"{failure}" + (f" in {_innermost(known, failure)}" if failure.modules else "")
+    known.refused.append(reason)
+    for unit in members:
+        known.freeze(_labels(closure, unit), reason)
+
+
+def _labels(closure: Closure, unit: UnitSpec) -> IntArray:
+    """Return one label of each channel."""
+    first = np.zeros(closure.count, np.int64)
+    first[closure.classes[::-1]] = np.arange(len(closure.classes))[::-1]
+    labels: IntArray = first[unit.classes]
+    return labels
+
+
+def _bind_partner(
+    known: Refinement, closure: Closure, units: Partition, sampler: Sampler, members: Sequence[UnitSpec]
+) -> bool:
+    """Two units under one module may share an integer (one head_dim for q, k and v): bind them if that certifies."""
+
+    def partners(unit: UnitSpec) -> list[UnitSpec]:
+        home = _home(unit)
+        return [u for u in units.units if u.num_channels == unit.num_channels and u.axis == unit.axis
+                and u not in members and _home(u) == home]  # fmt: skip
+
+    for partner in partners(members[0]):
+        if known.integers.learn(closure, units, sampler.alive(members[:1], together=partner)) is None:
+            for unit in members:
+                for other in partners(unit):
+                    if other.kind == partner.kind:
+                        known.pairs.append((_labels(closure, unit), _labels(closure, other)))
+            return True
+    return False
+
+
+def _home(unit: UnitSpec) -> str:
+    """Return the module that holds every layer of the unit."""
+    paths = [p.layer.split(".")[:-1] for p in unit.places]
+    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    return ".".join(shared)
+
+
+def _innermost(known: Refinement, failure: Mismatch) -> str:
+    names = {id(m): n for n, m in known.trace.sandbox.model.named_modules()}
+    module = failure.modules[0]
+    return names.get(id(module)) or type(module).__name__
+
+
+def _bind_parts(known: Refinement, closure: Closure, mismatch: Mismatch) -> bool:
+    """The parts of an equal cut must lose equally."""
+    assert mismatch.event is not None
+    source, parts = mismatch.event.in_axes[0], mismatch.event.out_axes
+    bound = False
+    for dim, axis in enumerate(source):
+        pieces = [axes[dim] for axes in parts]
+        if is_labelled(axis) and len({len(p) for p in pieces}) == 1 and len(pieces[0]) < len(axis):
+            known.pairs += [(pieces[0], piece) for piece in pieces[1:]]
+            bound |= any((closure.classes[pieces[0]] != closure.classes[p]).any() for p in pieces[1:])
+    return bound
+
+
+def _keep_slice(known: Refinement, closure: Closure, mismatch: Mismatch) -> bool:
+    """A slice by literal numbers holds when everything before its last literal stays."""
+    assert mismatch.event is not None
+    kept = False
+    for axis, part in zip(mismatch.event.in_axes[0], mismatch.event.out_axes[0], strict=True):
+        if is_labelled(axis) and len(part) < len(axis):
+            stays = axis[: -len(part)] if axis[-1] == part[-1] else axis[: int(np.flatnonzero(axis == part[-1])[0]) + 1]
+            if not closure.frozen[closure.classes[stays]].all():
+                known.freeze(stays, f"a slice by constant numbers in {_innermost(known, mismatch)}")
+                kept = True
+    return kept

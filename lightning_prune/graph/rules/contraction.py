@@ -1,0 +1,233 @@
+"""Ops that sum products: the contracted axes bind, the outer axes survive, and multiply-adds are counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_prune.graph.call import Call, is_weight
+from lightning_prune.graph.labels import ANY, Axis, is_labelled
+from lightning_prune.graph.rules.movement import reshape_axes
+from lightning_prune.graph.rules.table import rule
+
+
+def contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> Axis:
+    """Bind the two axes that are summed over, and note which of them is the input side of a weight."""
+    x, y = call.axes(a)[i], call.axes(b)[j]
+    for tensor, k, axis in ((a, i % a.dim(), x), (b, j % b.dim(), y)):
+        if is_weight(tensor):
+            call.space.mark("in", axis)
+            for other in (o for d, o in enumerate(call.axes(tensor)) if d != k):
+                call.space.mark("out", other)
+    if isinstance(x, str) and x == ANY == y:
+        call.pin(a, i)
+    return call.bind(x, y)
+
+
+def add_bias(call: Call, axis: Axis, bias: Tensor | None) -> Axis:
+    """Bind a bias of one axis to the output channels."""
+    return axis if bias is None else call.bind(axis, call.axes(bias)[-1])
+
+
+@rule("linear")
+def linear(call: Call) -> None:
+    """`[..., in] x [out, in] -> [..., out]`."""
+    x, w = call["input"], call["weight"]
+    contract(call, x, -1, w, -1)
+    if w.dim() == 1:
+        call.put(call.out, call.axes(x)[:-1])
+        call.count(*call.sized(x))
+        return
+    out_axis = add_bias(call, call.axes(w)[0], call["bias"])
+    call.put(call.out, [*call.axes(x)[:-1], out_axis])
+    call.count(*call.sized(x), *call.sized(w, 0))
+
+
+@rule("mm", "bmm", "matmul", "mv", "dot", "vdot")
+def matmul(call: Call) -> None:
+    """`[..., n, k] x [..., k, m] -> [..., n, m]`, vectors and broadcast batch axes included."""
+    a = call["self"]
+    b = next(call[n] for n in ("other", "mat2", "vec", "tensor") if n in call)
+    call.put(call.out, _matmul(call, a, b))
+
+
+def _matmul(call: Call, a: Tensor, b: Tensor) -> list[Axis]:
+    row, column = (-1 if b.dim() == 1 else -2), -1
+    contracted = contract(call, a, column, b, row)
+    left = call.sized(a, *range(a.dim() - 1)) if a.dim() > 1 else []
+    right = call.sized(b, *range(b.dim() - 1)) if b.dim() > 1 else []
+    if b.dim() > 1:
+        right = [*right[:-1], call.sized(b, -1)[0]]
+    batch_left, rows = left[:-1], left[-1:]
+    batch_right, columns = right[:-1], right[-1:]
+    batch = _broadcast(call, [batch_left, batch_right])
+    if not (is_weight(a) or is_weight(b)):
+        mark_attention(call, [axis for _, axis in batch], [contracted, *(axis for _, axis in columns)])
+    call.count(*batch, *rows, *columns, call.sized(a, -1)[0])
+    return [axis for _, axis in (*batch, *rows, *columns)]
+
+
+def mark_attention(call: Call, batch: Sequence[Axis], inner: Sequence[Axis]) -> None:
+    """Note the axes that two activations multiply over: batch axes are heads, the others head_dim."""
+    for axis in batch:
+        call.space.mark("heads", axis)
+    for axis in inner:
+        call.space.mark("head_dim", axis)
+
+
+def _broadcast(call: Call, runs: Sequence[Sequence[tuple[int, Axis]]]) -> list[tuple[int, Axis]]:
+    """Bind runs of batch axes aligned at their ends; size 1 broadcasts."""
+    rank = max(len(run) for run in runs)
+    result: list[tuple[int, Axis]] = []
+    for k in range(rank, 0, -1):
+        size, axis = 1, ANY
+        for run in runs:
+            if len(run) >= k and run[-k][0] != 1:
+                size, axis = run[-k][0], call.bind(axis, run[-k][1])
+        result.append((size, axis))
+    return result
+
+
+@rule("addmm", "addmv", "baddbmm", "addbmm")
+def addmm(call: Call) -> None:
+    """`bias + a @ b`."""
+    bias = call["self"]
+    a, b = (
+        call[n]
+        for n in (("mat", "vec") if "vec" in call else ("mat1", "mat2") if "mat1" in call else ("batch1", "batch2"))
+    )
+    axes = _matmul(call, a, b)
+    for k in range(1, bias.dim() + 1):
+        if bias.shape[-k] != 1:
+            axes[-k] = call.bind(axes[-k], call.axes(bias)[-k])
+    call.put(call.out, axes)
+
+
+@rule("einsum")
+def einsum(call: Call) -> None:
+    """Axes with the same letter bind; letters absent from the result are contracted."""
+    tensors = call["tensors"]
+    terms, letters_out = _equation(call["equation"], [t.dim() for t in tensors], call.out.dim())
+    sizes: dict[str, tuple[int, Axis]] = {}
+    for letters, tensor in zip(terms, tensors, strict=True):
+        for letter, size, axis in zip(letters, tensor.shape, call.axes(tensor), strict=True):
+            if is_weight(tensor):
+                call.space.mark("out" if letter in letters_out else "in", axis)
+            if letters.count(letter) > 1:
+                call.freeze(axis, "diagonal")
+            known = sizes.get(letter, (1, ANY))
+            sizes[letter] = known if size == 1 else (size, call.bind(known[1], axis))
+    if not any(is_weight(t) for t in tensors) and len(tensors) == 2:
+        shared = [sizes[c][1] for c in letters_out if all(c in t for t in terms)]
+        inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
+        mark_attention(call, shared, inner + [sizes[c][1] for c in letters_out[-1:]])
+    if len(tensors) > 1 and any(c not in letters_out for c in sizes):
+        call.count(*sizes.values())
+    call.put(call.out, [sizes[c][1] for c in letters_out])
+
+
+def _equation(equation: str, ranks: Sequence[int], rank_out: int) -> tuple[list[str], str]:
+    """Return the letters of every operand and of the result, ellipses spelled out with private letters."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = re.sub(r"[^a-zA-Z]", "", left)
+        right = ("..." if "..." in left else "") + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
+
+    def spell(term: str, rank: int) -> str:
+        missing = rank - len(term.replace("...", ""))
+        return term.replace("...", "".join(chr(0x3B1 + k) for k in range(missing, 0, -1)))
+
+    return [spell(t, r) for t, r in zip(terms, ranks, strict=True)], spell(right, rank_out)
+
+
+@rule("scaled_dot_product_attention")
+def attention(call: Call) -> None:
+    """`softmax(q k^T * scale + mask) v`; without `scale` it derives from the live head_dim."""
+    q, k, v, mask = call["query"], call["key"], call["value"], call["attn_mask"]
+    head_dim = contract(call, q, -1, k, -1)
+    if call["scale"] is None and is_labelled(head_dim):
+        call.space.mark("rescaled", head_dim)
+    batch_q, batch_k, batch_v = (call.sized(t, *range(t.dim() - 2)) if t.dim() > 2 else [] for t in (q, k, v))
+    if call["enable_gqa"] and batch_q[-1][0] != batch_k[-1][0]:
+        shared = batch_k[-1][0]
+        heads, repeats = reshape_axes(call, [batch_q[-1][0]], [batch_q[-1][1]], [shared, batch_q[-1][0] // shared])
+        call.freeze(repeats, "query heads of one key-value head")
+        call.bind(heads, batch_k[-1][1])
+        batch_k, batch_v = [*batch_k[:-1], batch_q[-1]], [*batch_v[:-1], batch_q[-1]]
+        call.bind(heads, call.axes(v)[-3])
+    batch = _broadcast(call, [batch_q, batch_k, batch_v])
+    tokens = [call.sized(q, -2)[0], call.sized(k, -2)[0]]
+    if mask is not None:
+        sized = call.sized(mask)
+        _broadcast(call, [[*batch, *tokens], sized])
+    for _, axis in tokens:
+        call.freeze(axis, "softmax over channels")
+    inner, outer = (q.shape[-1], head_dim), call.sized(v, -1)[0]
+    mark_attention(call, [axis for _, axis in batch], [head_dim, outer[1]])
+    call.count(*batch, *tokens, inner)
+    call.count(*batch, *tokens, outer)
+    call.put(call.out, [*(axis for _, axis in batch), tokens[0][1], outer[1]])
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d",
+      "conv_transpose3d", sizes=("groups",))  # fmt: skip
+def convolution(call: Call) -> None:
+    """A convolution over G groups: input G x c, output G x k."""
+    x, w = call["input"], call["weight"]
+    transposed = bool(call["transposed"]) if "transposed" in call else "transpose" in call.name
+    spatial = w.dim() - 2
+    channel = x.dim() - spatial - 1
+    axes, weight = call.axes(x), call.axes(w)
+    for axis in (*weight[2:], *axes[channel + 1 :]):
+        call.freeze(axis, "a spatial axis")
+    place = _transposed_groups if transposed else _groups
+    out_axis = add_bias(call, place(call, axes[channel], x.shape[channel], w, call["groups"]), call["bias"])
+    call.put(call.out, [*axes[:channel], out_axis, *call.axes(call.out)[channel + 1 :]])
+    positions = x if transposed else call.out
+    grid = call.sized(positions, *range(channel + 1, positions.dim()))
+    call.count(*call.sized(x, *range(channel)), *grid, *call.sized(w))
+
+
+def _groups(call: Call, channels: Axis, size: int, w: Tensor, groups: int) -> Axis:
+    """Bind the input of a convolution to its weight `[G k, c, ...]`; return the output axis."""
+    out_axis, inner = call.axes(w)[:2]
+    call.space.mark("in", inner)
+    if groups == 1:
+        call.space.mark("out", out_axis)
+        call.bind(channels, inner)
+        return out_axis
+    outer, each = reshape_axes(call, [size], [channels], [groups, size // groups])
+    owner, filters = reshape_axes(call, [w.shape[0]], [out_axis], [groups, w.shape[0] // groups])
+    if w.shape[1] > 1:
+        call.bind(each, inner)
+    both = call.bind(outer, owner)
+    if size > groups or w.shape[0] > groups:
+        call.space.mark("groups", both)
+        call.space.mark("out", out_axis)
+        call.space.mark("both", out_axis)
+    return out_axis if is_labelled(out_axis) else _depthwise(both, filters)
+
+
+def _depthwise(owner: Axis, filters: Axis) -> Axis:
+    """Return the output axis of a grouped convolution whose weight carries no labels."""
+    return owner if isinstance(filters, str) and filters == ANY else filters
+
+
+def _transposed_groups(call: Call, channels: Axis, size: int, w: Tensor, groups: int) -> Axis:
+    """Bind the input of a transposed convolution to its weight `[G c, k, ...]`; return the output axis."""
+    inner, filters = call.axes(w)[:2]
+    call.bind(channels, inner)
+    if groups == 1 or w.shape[1] > 1:
+        call.space.mark("in", inner)
+        call.space.mark("out", filters)
+    if groups == 1:
+        return filters
+    owner, _ = reshape_axes(call, [size], [inner], [groups, size // groups])
+    if size > groups or w.shape[1] > 1:
+        call.space.mark("groups", owner)
+        call.space.mark("in", inner)
+        call.space.mark("both", inner)
+    return reshape_axes(call, [groups, w.shape[1]], [owner, filters], [groups * w.shape[1]])[0]

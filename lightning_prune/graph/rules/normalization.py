@@ -1,0 +1,78 @@
+"""Normalisation layers: weight, bias and statistics bind to the channel axis."""
+
+from __future__ import annotations
+
+from lightning_prune.graph.call import Call
+from lightning_prune.graph.labels import FIXED, Axis, is_labelled
+from lightning_prune.graph.rules.movement import reshape_axes
+from lightning_prune.graph.rules.table import rule
+
+
+def per_channel(call: Call) -> list[Axis]:
+    """Bind weight, bias and statistics to axis 1; return the axes of the result."""
+    axes = call.axes(call["input"])
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call[name] is not None:
+            axes[1] = call.bind(axes[1], call.axes(call[name])[0])
+    return axes
+
+
+@rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
+      "cudnn_batch_norm", "_batch_norm_impl_index", "_batch_norm_no_update", "_batch_norm_with_update",
+      "instance_norm")  # fmt: skip
+def batch_norm(call: Call) -> None:
+    """Each channel is normalised alone."""
+    axes = per_channel(call)
+    if call.name == "aten::instance_norm":
+        for axis in axes[2:]:
+            call.freeze(axis, "a spatial axis")
+    call.put(call.outputs[0], axes)
+
+
+@rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", sizes=("normalized_shape",))
+def layer_norm(call: Call) -> None:
+    """The last axes are normalised together."""
+    axes = call.axes(call["input"])
+    rank = len(call["normalized_shape"])
+    for name in ("weight", "bias"):
+        if call[name] is not None:
+            for d in range(1, rank + 1):
+                axes[-d] = call.bind(axes[-d], call.axes(call[name])[-d])
+    for axis in axes[-rank:]:
+        renormalize(call, axis)
+    call.put(call.outputs[0], axes)
+
+
+@rule("group_norm", "native_group_norm", sizes=("num_groups", "group", "C", "HxW"))
+def group_norm(call: Call) -> None:
+    """Channels of one group are normalised together; the number of groups stays, but for groups of one channel."""
+    axes = per_channel(call)
+    groups = call["num_groups"] if "num_groups" in call else call["group"]
+    size = call["input"].shape[1]
+    outer, inner = reshape_axes(call, [size], [axes[1]], [groups, size // groups])
+    if groups < size:
+        call.freeze(outer, "the groups of a group norm")
+        renormalize(call, inner)
+    call.put(call.outputs[0], axes)
+
+
+def renormalize(call: Call, axis: Axis) -> None:
+    """Note that the result depends on how many channels are left."""
+    if is_labelled(axis):
+        call.space.renormalized.append(axis)
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin", "cumsum", "cumsum_", "cumprod",
+      "logcumsumexp", "cummax", "cummin", "sort", "argsort", "topk", "diff", "renorm", "msort", "median", "kthvalue",
+      "mode", "nanmedian", "quantile", "gumbel_softmax")  # fmt: skip
+def along_one_axis(call: Call) -> None:
+    """One channel's result depends on the others: the axis may not change."""
+    x = call["self"]
+    axes = call.axes(x)
+    d = (call["dim"] if isinstance(call["dim"], int) else -1) % max(x.dim(), 1)
+    if axes:
+        call.freeze(axes[d], f"{call.name.removeprefix('aten::')} over channels")
+        axes[d] = FIXED
+    for out in call.outputs:
+        kept = axes if out.dim() == x.dim() else axes[:d] + axes[d + 1 :]
+        call.put(out, kept)

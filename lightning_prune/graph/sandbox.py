@@ -1,0 +1,211 @@
+"""Run a model for its ops alone: on fake tensors, and without leaving a trace of the trace."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+__all__ = ["Sandbox", "named_tensors", "tensors_within"]
+
+_CONTAINERS = (dict, list, set)
+_OWN = frozenset({"_parameters", "_buffers", "training"})
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer once, under the first name it has."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors.update(model.named_buffers())
+    return tensors
+
+
+def tensors_within(value: Any, depth: int = 8) -> list[Tensor]:
+    """Return the tensors in any object: nested containers, dataclasses, plain objects; each once."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+
+    def walk(item: Any, level: int) -> None:
+        if isinstance(item, Tensor):
+            found.setdefault(id(item), item)
+            return
+        if level == 0 or id(item) in seen or isinstance(item, (str, bytes, int, float, type, nn.Module)):
+            return
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            children: Sequence[Any] = list(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            children = list(item)
+        elif is_dataclass(item):
+            children = [getattr(item, f.name) for f in fields(item)]
+        else:
+            children = list(getattr(item, "__dict__", {}).values())
+        for child in children:
+            walk(child, level - 1)
+
+    walk(value, depth)
+    return list(found.values())
+
+
+@dataclass
+class Sandbox:
+    """Holds the fake mode and puts everything back after each run.
+
+    Args:
+        model: The model; its state is the same before and after every run.
+        fake: Whether tensors are fake. Models that read values need real ones.
+        caches: `(module name, attribute)` of attributes that a run changed: lazy caches.
+    """
+
+    model: nn.Module
+    fake: bool = True
+    caches: set[tuple[str, str]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def make_like(self, tensor: Tensor) -> Tensor:
+        """Return a stand-in for a tensor: fake, or a copy that a run may change."""
+        if self.fake:
+            return self.mode.from_tensor(tensor)
+        copy = tensor.detach().clone()
+        return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+
+    def make_sized(self, tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
+        """Return a stand-in for the kept slice of a tensor; `kept` gives the indices of each axis."""
+        if self.fake:
+            shape = [n if k is None else len(k) for n, k in zip(tensor.shape, kept, strict=True)]
+            with self.mode:
+                small = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        else:
+            small = tensor.detach().clone()
+            for d, k in enumerate(kept):
+                small = small if k is None else small.index_select(d, k.to(small.device))
+        return nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+
+    def inputs(self, tree: Any) -> Any:
+        """Return the example input with stand-ins for its tensors."""
+        return tree_map(lambda leaf: self.make_like(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+    def run(
+        self,
+        tensors: Mapping[int, Tensor],
+        call: Callable[[], Any],
+        observer: Any,
+        *,
+        train: bool,
+        attributes: Mapping[tuple[str, str], Any] | None = None,
+    ) -> Any:
+        """Call the model on stand-ins under a dispatch mode, then put everything back.
+
+        Args:
+            tensors: `id(parameter or buffer) -> stand-in`.
+            call: Runs the model.
+            observer: The dispatch mode that watches.
+            train: Run in train mode, else in eval mode.
+            attributes: `(module name, attribute) -> value` to set for this run.
+
+        Returns:
+            What `call` returned.
+        """
+        with torch.inference_mode(), _quiet(), self._restored():
+            for module in self.model.modules():
+                module.__dict__["training"] = train
+                for store in ("_parameters", "_buffers"):
+                    own = module.__dict__[store]
+                    module.__dict__[store] = {
+                        k: tensors.get(id(t), t) if t is not None else None for k, t in own.items()
+                    }
+                if "_flat_weights" in module.__dict__:  # an RNN reads its parameters from this list
+                    listed = module.__dict__["_flat_weights"]
+                    module.__dict__["_flat_weights"] = [t if t is None else tensors.get(id(t), t) for t in listed]
+            modules = dict(self.model.named_modules())
+            for (name, attribute), value in (attributes or {}).items():
+                modules[name].__dict__[attribute] = value
+            if self.fake:
+                with self.mode, observer:
+                    return call()
+            with observer:
+                return call()
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
+        modules = dict(self.model.named_modules())
+        saved = {name: dict(module.__dict__) for name, module in modules.items()}
+        contents = {
+            (name, key): (value, value.copy())
+            for name, attributes in saved.items()
+            for key, value in attributes.items()
+            if isinstance(value, _CONTAINERS) and key not in _OWN
+        }
+        state = _rng_state()
+        try:
+            yield
+        finally:
+            _set_rng_state(state)
+            for name, module in modules.items():
+                self._note_changes(name, module.__dict__, saved[name])
+                module.__dict__.clear()
+                module.__dict__.update(saved[name])
+            for key, (container, copy) in contents.items():
+                if len(container) != len(copy) or any(
+                    a is not b for a, b in zip(_items(container), _items(copy), strict=True)
+                ):
+                    self.caches.add(key)
+                _refill(container, copy)
+
+    def _note_changes(self, name: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        for key in now.keys() | before.keys():
+            changed = key not in now or key not in before or now[key] is not before[key]
+            if changed and key not in _OWN and key != "_flat_weights":
+                same_number = isinstance(now.get(key), (int, float)) and now.get(key) == before.get(key)
+                if not same_number:
+                    self.caches.add((name, key))
+
+
+def _items(container: Any) -> list[Any]:
+    return list(container.values()) if isinstance(container, dict) else list(container)
+
+
+def _refill(container: Any, copy: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(copy)
+    else:
+        container.update(copy)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No fused fast paths, which hide the structure; no log of errors, which the certificate provokes on purpose."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    fast = torch.backends.mha.get_fastpath_enabled()
+    disabled, log.disabled = log.disabled, True
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        log.disabled = disabled
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _rng_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_rng_state(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state_all(state[3])

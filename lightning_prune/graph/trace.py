@@ -1,0 +1,340 @@
+"""Watch a model run op by op: the dense trace that labels axes, and the shared walk that the certificate uses too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from lightning_prune.errors import TraceError
+from lightning_prune.graph.call import (
+    Call,
+    Rule,
+    axes_of,
+    bind_arguments,
+    is_floating,
+    is_weight,
+    mark_weight,
+    set_axes,
+    tensors_in,
+)
+from lightning_prune.graph.labels import ANY, Axis, LabelSpace
+from lightning_prune.graph.rules import RULES, RuleEntry
+from lightning_prune.graph.rules.indexing import unknown
+from lightning_prune.graph.rules.pointwise import pointwise
+from lightning_prune.graph.sandbox import Sandbox, named_tensors, tensors_within
+
+__all__ = ["DenseTrace", "Event", "Walk", "trace_model"]
+
+# identities that a layout may or may not need: no event, the result is the same value
+_TRANSPARENT = frozenset(f"aten::{n}" for n in ("contiguous", "clone", "alias", "detach", "lift_fresh", "lift"))
+_RESHAPES_SELF = frozenset(f"aten::{n}" for n in ("squeeze_", "unsqueeze_", "transpose_", "t_"))
+_VIEWS = frozenset(f"aten::{n}" for n in ("view", "reshape", "permute", "transpose", "t", "slice", "squeeze", "unsqueeze",
+                                          "flatten", "unflatten", "split", "chunk", "split_with_sizes", "expand", "select"))  # fmt: skip
+_IDENTITY = "_lightning_prune_identity"
+_POINTWISE = RuleEntry(pointwise)
+_UNKNOWN = RuleEntry(unknown)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One op of the dense program.
+
+    Args:
+        name: Schema name without overload.
+        entry: Its rule.
+        scalars: Arguments that are neither tensors nor sizes.
+        inputs: Which value each tensor argument is.
+        in_axes: Axes of each tensor argument before the op.
+        out_axes: Axes of each tensor result.
+        out_shapes: Shape of each tensor result.
+        pins: `(tensor argument, axis)` whose size must not change though it carries no labels.
+        costs: Products of axis sizes: the multiply-adds.
+        widths: Bytes per element of each tensor result; 0 for views and results written in place.
+    """
+
+    name: str
+    entry: RuleEntry
+    scalars: tuple[tuple[str, Any], ...]
+    inputs: tuple[Any, ...]
+    in_axes: tuple[tuple[Axis, ...], ...]
+    in_shapes: tuple[tuple[int, ...], ...]
+    out_axes: tuple[tuple[Axis, ...], ...]
+    out_shapes: tuple[tuple[int, ...], ...]
+    pins: tuple[tuple[int, int], ...]
+    costs: tuple[tuple[tuple[int, Axis], ...], ...]
+    widths: tuple[int, ...]
+
+
+class Walk(TorchDispatchMode):
+    """See every op once, composite ops without a rule taken apart; subclasses say what to do with it.
+
+    Args:
+        rules: Rules of the user, by schema name; they go before ours.
+    """
+
+    def __init__(self, rules: Mapping[str, RuleEntry]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name.startswith("prim::"):
+            return func(*args, **kwargs)
+        entry = self._entry(func, name)
+        if entry is None:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+            entry = _UNKNOWN
+        named = bind_arguments(func, args, kwargs)
+        before = None
+        if name in _RESHAPES_SELF:
+            before = (tuple(args[0].shape), axes_of(args[0]))
+        inputs = tuple(identity(t) for t in tensors_in(list(named.values())))
+        out = func(*args, **kwargs)
+        if name in _TRANSPARENT:
+            if out is not args[0]:
+                setattr(out, _IDENTITY, identity(args[0]))
+                self.carry(args[0], out)
+            return out
+        self.visit(name, entry, named, inputs, out, before)
+        for k, tensor in enumerate(tensors_in(out)):
+            setattr(tensor, _IDENTITY, (self.count, k))
+        self.count += 1
+        return out
+
+    def _entry(self, func: Any, name: str) -> RuleEntry | None:
+        entry = self.rules.get(name) or RULES.get(name)
+        if entry is not None:
+            return entry
+        if torch.Tag.pointwise in func.tags:
+            return _POINTWISE
+        if name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
+            return RULES.get(name[:-1], _POINTWISE)
+        return None
+
+    def carry(self, source: Tensor, out: Tensor) -> None:
+        """Hand the knowledge about a tensor on to its copy."""
+        raise NotImplementedError(f"{type(self).__name__} must say how a copy is seen")
+
+    def visit(
+        self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
+    ) -> None:
+        """Look at one op."""
+        raise NotImplementedError(f"{type(self).__name__} must say what to do with {name}")
+
+
+def identity(tensor: Tensor) -> Any:
+    """Return which value a tensor is: a parameter's name, `(op number, output number)`, or "constant"."""
+    return getattr(tensor, _IDENTITY, "constant")
+
+
+def name_tensor(tensor: Tensor, name: Any) -> None:
+    """Give a stand-in the identity of the parameter, buffer or input it stands for."""
+    setattr(tensor, _IDENTITY, name)
+
+
+def scalars_of(entry: RuleEntry, args: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the arguments that must be equal in the dense and the pruned program."""
+    return tuple((name, value if not _holds_tensor(value) else tree_map(_blank, value))
+                 for name, value in args.items() if name not in entry.sizes and not isinstance(value, Tensor))  # fmt: skip
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value)
+
+
+def _blank(value: Any) -> Any:
+    return "tensor" if isinstance(value, Tensor) else value
+
+
+class Recorder(Walk):
+    """Label axes by the rules and log every op."""
+
+    def __init__(self, space: LabelSpace, rules: Mapping[str, RuleEntry], module_names: Mapping[int, str],
+                 outside: Mapping[int, str]) -> None:  # fmt: skip
+        super().__init__(rules)
+        self.space = space
+        self.module_names = module_names
+        self.outside = outside
+        self.events: list[Event] = []
+        self.read: set[Any] = set()
+        self.leaked: set[str] = set()
+        self.unknown: dict[str, int] = {}
+
+    def carry(self, source: Tensor, out: Tensor) -> None:
+        """Copies have the axes of their source."""
+        set_axes(out, axes_of(source))
+        if is_weight(source):
+            mark_weight(out)
+
+    def visit(
+        self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
+    ) -> None:
+        """Apply the rule and log the op."""
+        call = Call(name, args, out, self.space, self.module_names)
+        call.before = before
+        tensors = call.inputs
+        for tensor in tensors:
+            if id(tensor) in self.outside:
+                self.leaked.add(self.outside[id(tensor)])
+        self.read.update(i for i in inputs if isinstance(i, str))
+        in_axes = tuple(tuple(call.axes_before(t) if before and k == 0 else axes_of(t)) for k, t in enumerate(tensors))
+        if entry is _UNKNOWN:
+            self.unknown[name] = self.unknown.get(name, 0) + 1
+        entry.apply(call)
+        outputs = call.outputs
+        if name in _VIEWS and tensors and is_weight(tensors[0]):
+            for tensor in outputs:
+                mark_weight(tensor)
+        place = {id(t): k for k, t in enumerate(tensors)}
+        self.events.append(
+            Event(
+                name,
+                entry,
+                scalars_of(entry, args),
+                inputs,
+                in_axes,
+                tuple(tuple(t.shape) for t in tensors),
+                tuple(tuple(axes_of(t)) for t in outputs),
+                tuple(tuple(t.shape) for t in outputs),
+                tuple((place[id(t)], d) for t, d in call.pins),
+                tuple(call.costs),
+                tuple(0 if name in _VIEWS or name.endswith("_") else t.element_size() for t in outputs),
+            )
+        )
+
+
+@dataclass
+class DenseTrace:
+    """Everything one look at the model gives.
+
+    Args:
+        sandbox: How the model was run.
+        args: Positional example input.
+        kwargs: Keyword example input.
+        space: The labels.
+        axes: Tensor name -> its axes.
+        events: Mode ("eval", "train") -> log.
+        out_shapes: Mode -> shapes of the model's outputs.
+        read: Names of the parameters and buffers that some op read.
+        unknown: Op without a rule -> how often it was met.
+        notes: What a person should know about the trace.
+        rules: Rules of the user.
+        train_inputs: The example input of the train mode where it had to be doubled.
+    """
+
+    sandbox: Sandbox
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rules: Mapping[str, RuleEntry]
+    space: LabelSpace = field(default_factory=LabelSpace)
+    axes: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    events: dict[str, list[Event]] = field(default_factory=dict)
+    out_shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
+    unknown: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    train_inputs: tuple[Any, Any] | None = None
+
+
+def trace_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule] | None = None
+) -> DenseTrace:
+    """Trace a model in eval and in train mode into one set of labels.
+
+    Args:
+        model: Any module, with its own classes (no dynamic ops in the way). Unchanged afterwards.
+        args: Positional example input; tensors at any depth.
+        kwargs: Keyword example input.
+        rules: Rules for further ops by schema name, for example `{"my::op": fn}`.
+
+    Returns:
+        The trace. If the model reads values (`.item()`), real tensors were used.
+
+    Raises:
+        TraceError: The model's own forward fails on the example input, or no output tensor was found.
+    """
+    entries = {name: RuleEntry(fn) for name, fn in (rules or {}).items()}
+    sandbox = Sandbox(model)
+    try:
+        trace = _trace(sandbox, args, dict(kwargs), entries)
+    except TraceError as fake_error:
+        try:
+            trace = _trace(Sandbox(model, fake=False), args, dict(kwargs), entries)
+        except TraceError as real_error:
+            raise real_error from fake_error
+    return trace
+
+
+def _trace(
+    sandbox: Sandbox, args: tuple[Any, ...], kwargs: dict[str, Any], rules: Mapping[str, RuleEntry]
+) -> DenseTrace:
+    trace = DenseTrace(sandbox, args, kwargs, rules)
+    for name, tensor in named_tensors(sandbox.model).items():
+        if is_floating(tensor):
+            trace.axes[name] = tuple(trace.space.fresh(n) if n > 1 else ANY for n in tensor.shape)
+    _record(trace, "eval")
+    try:
+        _record(trace, "train")
+    except TraceError as error:
+        doubled = _doubled(trace.args), _doubled(trace.kwargs)
+        try:  # batch statistics of one value per channel: two examples will do
+            _record(trace, "train", *doubled)
+            trace.train_inputs = doubled
+        except TraceError:
+            trace.notes.append(f"traced in eval mode only; in train mode: {error}")
+    return trace
+
+
+def _doubled(tree: Any) -> Any:
+    return tree_map(lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t, tree)
+
+
+def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) -> None:
+    sandbox, model = trace.sandbox, trace.sandbox.model
+    before = (len(trace.space.pairs), len(trace.space.frozen))
+    with torch.inference_mode():
+        args, kwargs = sandbox.inputs(
+            (trace.args if args is None else args, trace.kwargs if kwargs is None else kwargs)
+        )
+        stand_ins = {}
+        for name, tensor in named_tensors(model).items():
+            stand_in = stand_ins[id(tensor)] = sandbox.make_like(tensor)
+            name_tensor(stand_in, name)
+            if name in trace.axes:
+                set_axes(stand_in, trace.axes[name])
+                mark_weight(stand_in)
+        for k, tensor in enumerate(tensors_in((args, kwargs))):
+            name_tensor(tensor, f"input {k}")
+    module_names = {id(m): n for n, m in model.named_modules()}
+    outside = {id(t): n for n, t in named_tensors(model).items()}
+    recorder = Recorder(trace.space, trace.rules, module_names, outside)
+    try:
+        output = sandbox.run(stand_ins, lambda: model(*args, **kwargs), recorder, train=mode == "train")
+    except Exception as error:
+        del trace.space.pairs[before[0] :], trace.space.frozen[before[1] :]
+        raise TraceError(f"{type(error).__name__}: {error}") from error
+    outputs = tensors_within(output)
+    if not outputs:
+        raise TraceError(f"Got an output of type {type(output).__name__} without any tensor; forward must return some.")
+    for tensor in outputs:
+        for axis in axes_of(tensor):
+            trace.space.freeze(axis, "model output")
+    for name in recorder.leaked & trace.axes.keys():
+        for axis in trace.axes[name]:
+            trace.space.freeze(axis, "reached around the module that owns it")
+    trace.events[mode] = recorder.events
+    trace.out_shapes[mode] = [tuple(t.shape) for t in outputs]
+    trace.read |= {name for name in recorder.read if isinstance(name, str)}
+    for name, count in recorder.unknown.items():
+        trace.unknown[name] = trace.unknown.get(name, 0) + count
