@@ -176,6 +176,7 @@ TEMPLATE = {
             "a": {"choice": 0.5},
             "b": {"choice": 8.0},
             "c": {"choice": 1, "init_args": {"choice_mode": "number"}},
+            "f": {"choice": 3, "init_args": {"choice_mode": "bucket", "divisor": 8, "num_channels": 20}},
             "d": {"choice": 3, "init_args": {"choice_mode": "bucket", "divisor": 8}},
             "e": {"choice": 2.0, "init_args": {"choice_mode": "bucket", "divisor": 8}},
         },
@@ -186,11 +187,11 @@ TEMPLATE = {
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["mapping", "YAML"])
 def test_config_template(as_file: bool, tmp_path: Path) -> None:
-    """A whole number means what the unit's choice mode says: one channel in c, 3 x 8 channels in d."""
+    """By value: 1 keeps all. A bucket is 8 channels, the last one may be smaller."""
     OmegaConf.save(OmegaConf.create(TEMPLATE), tmp_path / "plan.yaml")
     parsed = parse_target(tmp_path / "plan.yaml" if as_file else TEMPLATE)
-    assert parsed == Target(choices={"a": 0.5, "b": 8, "c": 1, "d": 24, "e": 16})
-    assert isinstance(parsed.choices["c"], int)
+    assert parsed == Target(choices={"a": 0.5, "b": 8, "c": 1.0, "d": 24, "e": 16, "f": 20})
+    assert isinstance(parsed.choices["c"], float)
 
 
 @pytest.mark.parametrize(

@@ -172,17 +172,18 @@ def _template_choices(section: object, where: str) -> dict[str, Amount]:
 
 
 def _unit_choice(entry: object, defaults: Mapping[str, Any], where: str) -> Amount:
-    """Return a unit's choice as a count or a ratio; the unit's own choice mode says what a whole number means."""
+    """Return a unit's choice as a count or a ratio; in choice mode "bucket" a whole number k stands for k x divisor."""
     if not isinstance(entry, Mapping):
         return _amount(entry, where)
     if "choice" not in entry:
         raise ConfigError(f"Got no 'choice' for {where}; expected {{'choice': a ratio in (0, 1] or a count}}.")
     arguments = {**defaults, **(entry.get("init_args") or {})}
-    mode, choice = arguments.get("choice_mode", "ratio"), entry["choice"]
-    amount = _amount(choice, f"{where}['choice']")
-    if mode == "ratio" or (isinstance(amount, float) and not isinstance(choice, int)):
+    amount = _amount(entry["choice"], f"{where}['choice']")
+    if isinstance(amount, float) or arguments.get("choice_mode") != "bucket":
         return amount
-    return int(amount) * (int(arguments.get("divisor", 1)) if mode == "bucket" else 1)
+    divisor = int(arguments.get("divisor", 1))
+    # the last bucket of a unit may be smaller than the others
+    return min(amount * divisor, int(arguments.get("num_channels", amount * divisor)))
 
 
 def _from_file(path: Path) -> Target:
