@@ -14,13 +14,7 @@ from lightning_prune.errors import ConfigError, PlanError, did_you_mean
 from lightning_prune.mutables import MutableChannel
 from lightning_prune.ops import DynamicOp
 
-__all__ = [
-    "Channel",
-    "L1MutableChannelUnit",
-    "MutableChannelUnit",
-    "SequentialMutableChannelUnit",
-    "l1_scores",
-]
+__all__ = ["Channel", "L1MutableChannelUnit", "MutableChannelUnit", "SequentialMutableChannelUnit", "l1_scores"]
 
 CHOICE_MODES = ("ratio", "number", "bucket")
 
@@ -151,8 +145,6 @@ class MutableChannelUnit:
         self._name: str | None = None
         self._is_fixed = False
 
-    # What it is
-
     @property
     def num_channels(self) -> int:
         """C, the channels of the dense unit."""
@@ -193,8 +185,6 @@ class MutableChannelUnit:
         """How many channels remain."""
         return self.mutable.activated_channels
 
-    # Choices
-
     @property
     def current_choice(self) -> float | int:
         """What remains, in terms of `choice_mode`. Assign a choice to keep the channels with the best scores.
@@ -204,10 +194,7 @@ class MutableChannelUnit:
         Raises:
             ConfigError: The unit is fixed, or the choice is out of range.
         """
-        kept = self.activated_channels
-        if self.choice_mode == "ratio":
-            return kept / self.num_channels
-        return kept if self.choice_mode == "number" else -(-kept // self.divisor)
+        return self._choice_of(self.activated_channels)
 
     @current_choice.setter
     def current_choice(self, choice: float | int) -> None:
@@ -311,10 +298,10 @@ class MutableChannelUnit:
         if self._is_fixed:
             return self.current_choice
         counts = [*range(self.min_channels, self.num_channels, self.divisor), self.num_channels]
-        count = counts[int(torch.randint(len(counts), ()))]
-        return self._choice_of(count)
+        return self._choice_of(counts[int(torch.randint(len(counts), ()))])
 
     def _choice_of(self, count: int) -> float | int:
+        """Return a count in terms of `choice_mode`."""
         if self.choice_mode == "ratio":
             return count / self.num_channels
         return count if self.choice_mode == "number" else -(-count // self.divisor)
@@ -331,8 +318,6 @@ class MutableChannelUnit:
         if choice is not None:
             self.current_choice = choice
         self._is_fixed = True
-
-    # As data
 
     def config_template(self, with_init_args: bool = False, with_channels: bool = False) -> dict[str, Any]:
         """Return the unit as plain data that YAML can hold.
@@ -367,14 +352,7 @@ class MutableChannelUnit:
 
 
 class SequentialMutableChannelUnit(MutableChannelUnit):
-    """Keeps the first channels, whatever their weights.
-
-    Example:
-        >>> unit = SequentialMutableChannelUnit(4)
-        >>> unit.current_choice = 0.5
-        >>> unit.mutable.current_mask.tolist()
-        [True, True, False, False]
-    """
+    """Keeps the first channels, whatever their weights."""
 
 
 class L1MutableChannelUnit(MutableChannelUnit):
