@@ -1,13 +1,18 @@
-"""Frozen data that the rooms hand to one another: limits of a unit, and a plan of kept channels."""
+"""Frozen data that the rooms hand to one another: limits of a unit, a plan of kept channels, and reports."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
 
 from lightning_prune.errors import PlanError
 
-__all__ = ["KeepPlan", "UnitLimits"]
+__all__ = ["KeepPlan", "StructureReport", "UnitLimits", "UnitRow"]
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,80 @@ class KeepPlan:
             {'conv1': 2}
         """
         return {name: len(indices) for name, indices in self.kept.items()}
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """One unit in a report.
+
+    Args:
+        name: Name of the unit.
+        axis: "channels", "heads", "head_dim" or "groups".
+        num_channels: Channels of the dense unit.
+        kept: Channels that remain.
+        layers: Layers that make or read the channels.
+        macs_share: Share of the dense model's MACs that goes when the unit is cut to one channel, in [0, 1].
+        remarks: "renormalizing", "rescaling".
+    """
+
+    name: str
+    axis: str
+    num_channels: int
+    kept: int
+    layers: tuple[str, ...]
+    macs_share: float
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StructureReport:
+    """Every unit, and every axis that is frozen with the reason; `print` shows the table.
+
+    Args:
+        units: One row per unit.
+        frozen: `(tensor, axis, positions, reason)`.
+        costs: Cost key -> (current, dense, reachable minimum).
+        notes: What a person should know.
+    """
+
+    units: tuple[UnitRow, ...]
+    frozen: tuple[tuple[str, int, int, str], ...]
+    costs: Mapping[str, tuple[int, int, int]]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain containers, for JSON."""
+        return {
+            "units": [asdict(row) for row in self.units],
+            "frozen": [dict(zip(("tensor", "axis", "size", "reason"), f, strict=True)) for f in self.frozen],
+            "costs": {k: dict(zip(("current", "dense", "minimum"), v, strict=True)) for k, v in self.costs.items()},
+            "notes": list(self.notes),
+        }
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(title="Units", title_justify="left")
+        for column in ("unit", "axis", "kept", "channels", "MACs share", "remarks"):
+            table.add_column(
+                column, overflow="fold", justify="left" if column in ("unit", "axis", "remarks") else "right"
+            )
+        for row in self.units:
+            table.add_row(row.name, row.axis, str(row.kept), str(row.num_channels), f"{row.macs_share:.1%}", ", ".join(row.remarks))  # fmt: skip
+        yield table
+        costs = Table(title="Costs", title_justify="left")
+        for column in ("cost", "now", "dense", "reachable minimum"):
+            costs.add_column(column, justify="left" if column == "cost" else "right")
+        for key, values in self.costs.items():
+            costs.add_row(key, *(f"{v:,}" for v in values))
+        yield costs
+        frozen = Table(title="Frozen axes", title_justify="left")
+        for column in ("tensor", "axis", "positions", "reason"):
+            frozen.add_column(column, overflow="fold")
+        for tensor, dim, size, reason in self.frozen:
+            frozen.add_row(tensor, str(dim), str(size), reason)
+        yield frozen
+        yield from self.notes
+
+    def __str__(self) -> str:
+        console = Console(width=140, file=io.StringIO(), force_terminal=False)
+        console.print(self)
+        return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]

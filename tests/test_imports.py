@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mutables": set(),
     "ops": {"mutables"},
     "units": {"graph", "ops", "mutables"},
-    "mutator": {"graph", "units", "ops"},
+    "mutator": {"graph", "units", "ops", "mutables"},
     "importance": {"units"},
     "schedule": set(),
     "targets": {"graph.cost"},

@@ -1,0 +1,478 @@
+"""`ChannelMutator`: traces, certifies, converts and wires a model, lists its units, and applies plans to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lightning_prune.errors import ConfigError, PlanError, TraceError, did_you_mean
+from lightning_prune.graph import ChannelGraph, Cost, analyze, certify_kept
+from lightning_prune.graph.call import Rule
+from lightning_prune.graph.trace import DenseTrace
+from lightning_prune.mutator import config as written
+from lightning_prune.mutator import wiring
+from lightning_prune.ops import DynamicOp, dynamic_ops, static_view
+from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits, UnitRow
+from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
+
+__all__ = ["ChannelMutator"]
+
+UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
+    t.__name__: t for t in (MutableChannelUnit, L1MutableChannelUnit, SequentialMutableChannelUnit)
+}
+
+
+class ChannelMutator:
+    """The structure of one model: its units, and one choice for each.
+
+    Args:
+        channel_unit: Class of the units; its name; or a mapping with "type", "default_args" (arguments of every unit)
+            and "units" (unit name -> {"init_args", "choice"}).
+        example_input: What to trace with: a tensor, a tuple (positional) or a mapping (keywords).
+        units: More entries like `channel_unit["units"]`: unit name or glob -> choice, or {"init_args", "choice"}.
+        ignore: Globs over module and parameter names; a matching layer keeps its outputs, its inputs follow.
+        rules: Rules for ops that have none, by schema name: `{"my::op": rule}`.
+        ops: Dynamic ops for further layers: `{MyConv: DynamicMyConv}`.
+        strict: Raise where something cannot be certified, instead of freezing it.
+
+    Raises:
+        ConfigError: An argument that does not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
+        >>> mutator = ChannelMutator(example_input=torch.randn(2, 3, 8, 8))
+        >>> mutator.prepare_from_supernet(model)
+        >>> mutator.set_choices({"0_(0, 8)_out_1_in_1": 0.5})
+        >>> model[0].weight.shape, model[1].weight.shape
+        (torch.Size([4, 3, 3, 3]), torch.Size([4, 4, 3, 3]))
+    """
+
+    def __init__(
+        self,
+        channel_unit: type[MutableChannelUnit] | str | Mapping[str, Any] = L1MutableChannelUnit,
+        example_input: Any = None,
+        *,
+        units: Mapping[str, Any] | None = None,
+        ignore: Sequence[str] | str = (),
+        rules: Mapping[str, Rule] | None = None,
+        ops: Mapping[type[nn.Module], type[DynamicOp]] | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.unit_type, self.default_args, own = _parse_channel_unit(channel_unit)
+        self.example_input = example_input
+        self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        self.rules, self.ops, self.strict = rules, ops, strict
+        self.units: list[MutableChannelUnit] = []
+        self._entries = {**own, **(written.load_plain(units) if units is not None else {})}
+        self._config: dict[str, Any] | None = None
+        self._graph: ChannelGraph | None = None
+        self._trace: DenseTrace | None = None
+        self._model: nn.Module | None = None
+
+    @classmethod
+    def from_config(cls, config: Any, **arguments: Any) -> ChannelMutator:
+        """Return a mutator for the structure that `config_template` wrote.
+
+        Args:
+            config: Mapping, DictConfig or path to YAML.
+            arguments: Further arguments of the constructor, such as `example_input`.
+
+        Raises:
+            ConfigError: The config is unreadable or lacks "channel_unit".
+        """
+        plain = written.load_plain(config)
+        if "channel_unit" not in plain:
+            raise ConfigError(f"Got a structure with keys {sorted(plain)}; expected 'channel_unit' among them.")
+        mutator = cls(plain["channel_unit"], **arguments)
+        mutator._config = plain
+        return mutator
+
+    # The model
+
+    def prepare_from_supernet(self, model: nn.Module) -> None:
+        """Trace, certify, convert and wire the model in place; its outputs do not change by a bit.
+
+        Args:
+            model: A plain model, or one whose dynamic ops already share mutables.
+
+        Raises:
+            ConfigError: No example input, this mutator already has a model, or a structure of another model.
+            TraceError: The model's own forward fails on the example input. The model is unchanged.
+        """
+        if self._model is not None:
+            raise ConfigError("This ChannelMutator already has a model; make another one.")
+        if self._config is not None and self._config.get("fingerprint"):
+            written.check_fingerprint(self._config["fingerprint"], model)
+        if any(c.spans for op in dynamic_ops(model).values() for c in op.mutable_attrs.values()):
+            self._prepare_from_dynamic(model)
+        elif self._has_channels():
+            self._prepare_from_config(model)
+        else:
+            self._prepare_from_trace(model)
+        self._model = model
+        self._apply_entries()
+
+    def _prepare_from_trace(self, model: nn.Module) -> None:
+        graph, self._trace = self._analyze(model)
+        self._graph = graph
+        by_name = {spec.name: self._make_unit(spec.num_channels, spec.name) for spec in graph.units}
+        for spec in graph.units:
+            unit = by_name[spec.name]
+            unit.axis, unit.kind, unit.renormalizing = spec.axis, spec.kind, spec.renormalizing
+        wiring.convert_model_(model, graph, self.ops)
+        wiring.wire_(model, graph, by_name)
+        modules = dict(model.named_modules())
+        roles: dict[tuple[str, str, str], tuple[bool, bool]] = {}
+        for spec in graph.units:
+            for place in spec.places:
+                op = modules[place.layer]
+                if isinstance(op, DynamicOp):
+                    attr = _attribute(op, place.tensor.rpartition(".")[2], place.dim)
+                    makes, reads = roles.get((place.layer, attr, spec.name), (False, False))
+                    roles[place.layer, attr, spec.name] = makes or place.is_output, reads or place.is_input
+        wiring.members(model, by_name, lambda *key: roles.get(key, (False, False)))
+        self.units = list(by_name.values())
+
+    def _analyze(self, model: nn.Module) -> tuple[ChannelGraph, DenseTrace]:
+        if self.example_input is None:
+            raise ConfigError("Got no example_input; expected a tensor, a tuple or a mapping to trace the model with.")
+        args, kwargs = split_input(self.example_input)
+        with static_view(model):
+            return analyze(model, args, kwargs, ignore=self.ignore, rules=self.rules, strict=self.strict)
+
+    def _prepare_from_config(self, model: nn.Module) -> None:
+        assert self._config is not None, "checked by the caller"
+        entries = self._config["channel_unit"]["units"]
+        by_name = {}
+        for name, entry in entries.items():
+            unit = by_name[name] = self._make_unit(int(entry["init_args"]["num_channels"]), name)
+            unit.axis, unit.kind = entry.get("axis", "channels"), entry.get("kind", "")
+        roles = written.wire_from_config_(model, self._config, by_name, self.ops)
+        wiring.members(model, by_name, lambda *key: roles.get(key, (False, False)))
+        self.units = list(by_name.values())
+
+    def _has_channels(self) -> bool:
+        if self._config is None or "integers" not in self._config:
+            return False
+        entries = self._config["channel_unit"].get("units") or {}
+        return all(isinstance(e, Mapping) and e.get("channels") for e in entries.values())
+
+    def _prepare_from_dynamic(self, model: nn.Module) -> None:
+        """Take the units that the model's dynamic ops already share; they were certified when they were made."""
+        self.units = wiring.find_units(model, lambda size: self.unit_type(size, **self.default_args))
+        by_name = {unit.mutable.name or f"unit {k}": unit for k, unit in enumerate(self.units)}
+        sides = {True: ("out_channels", "num_features"), False: ("in_channels", "num_features")}
+        wiring.members(model, by_name, lambda layer, attr, name: (attr in sides[True], attr in sides[False]))
+        for name, unit in by_name.items():
+            if unit.mutable.name:
+                unit.name = name
+
+    def _make_unit(self, num_channels: int, name: str) -> MutableChannelUnit:
+        entry = self._entries.get(name)
+        arguments = dict(entry.get("init_args") or {}) if isinstance(entry, Mapping) else {}
+        size = arguments.pop("num_channels", num_channels)
+        if size != num_channels:
+            raise ConfigError(f"Got num_channels={size} for unit {name!r}, which has {num_channels}.")
+        unit = self.unit_type(num_channels, **{**self.default_args, **arguments})
+        unit.name = name
+        return unit
+
+    def _apply_entries(self) -> None:
+        choices = {n: e.get("choice") if isinstance(e, Mapping) else e for n, e in self._entries.items()}
+        chosen = {n: c for n, c in choices.items() if c is not None}
+        if chosen:
+            self.set_choices(chosen, by_value=True)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, converted.
+
+        Raises:
+            ConfigError: `prepare_from_supernet` has not been called.
+        """
+        if self._model is None:
+            raise ConfigError("This ChannelMutator has no model yet; call prepare_from_supernet(model) first.")
+        return self._model
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The certified graph; made now where the units came without a trace.
+
+        Raises:
+            ConfigError: No model, or no example input to trace it with.
+        """
+        if self._graph is None:
+            graph, self._trace = self._analyze(self.model)
+            missing = {u.name for u in self.units} ^ {u.name for u in graph.units}
+            if missing:
+                raise ConfigError(f"Got units {sorted(missing)} that the trace and the structure do not share.")
+            self._graph = graph
+        return self._graph
+
+    # Choices
+
+    @property
+    def mutable_units(self) -> list[MutableChannelUnit]:
+        """The units whose choice may still change."""
+        return [unit for unit in self.units if unit.is_mutable]
+
+    @property
+    def current_choices(self) -> dict[str, float | int]:
+        """Unit name -> what remains, for every mutable unit."""
+        return {unit.name: unit.current_choice for unit in self.mutable_units}
+
+    @property
+    def choice_template(self) -> dict[str, float | int]:
+        """Unit name -> current choice, to be edited and handed to `set_choices`."""
+        return self.current_choices
+
+    def sample_choices(self, kind: str = "random") -> dict[str, float | int]:
+        """Return one choice per mutable unit; nothing changes.
+
+        Args:
+            kind: "random", "max" (everything) or "min" (as little as the units allow).
+
+        Raises:
+            ConfigError: Another `kind`.
+        """
+        if kind == "random":
+            return {unit.name: unit.sample_choice() for unit in self.mutable_units}
+        if kind not in ("max", "min"):
+            raise ConfigError(f"Got kind={kind!r}. {did_you_mean(kind, ('random', 'max', 'min'))}")
+        counts = {u.name: (u.num_channels if kind == "max" else u.min_channels) for u in self.mutable_units}
+        return {u.name: u._choice_of(counts[u.name]) for u in self.mutable_units}
+
+    def set_choices(self, choices: Mapping[str, float | int], *, by_value: bool = False) -> None:
+        """Set choices and certify the structure they give.
+
+        Args:
+            choices: Unit name or glob -> choice. Units not named keep theirs.
+            by_value: Read numbers as in files: up to 1 is a ratio, above 1 a count.
+
+        Raises:
+            ConfigError: A name that matches no unit, or a choice out of range. Nothing has changed.
+            TraceError: The structure does not certify. Nothing has changed.
+        """
+        counts: dict[str, int] = {}
+        for pattern, choice in written.load_plain(choices).items():
+            for unit in self._matching(pattern):
+                counts[unit.name] = unit.choice_to_count(choice, by_value=by_value)
+        with self._all_or_nothing():
+            for unit in self.units:
+                if unit.name in counts and counts[unit.name] != unit.activated_channels:
+                    unit.keep_count(counts[unit.name])
+            self._certify_current()
+
+    def _matching(self, pattern: str) -> list[MutableChannelUnit]:
+        exact = [u for u in self.units if u.name == pattern]
+        found = exact or [u for u in self.units if fnmatchcase(u.name, pattern)]
+        if not found:
+            raise ConfigError(
+                f"Got unit {pattern!r}, which matches none. {did_you_mean(pattern, [u.name for u in self.units])}"
+            )
+        return found
+
+    @contextmanager
+    def _all_or_nothing(self) -> Any:
+        masks = [unit.mutable.current_mask for unit in self.units]
+        try:
+            yield
+        except Exception:
+            for unit, mask in zip(self.units, masks, strict=True):
+                unit.mutable.current_choice = mask
+            raise
+        self._reset_caches()
+
+    def _reset_caches(self) -> None:
+        """Empty what the model caches between forwards: it may hold tensors of the old structure."""
+        modules = dict(self.model.named_modules())
+        for name, attribute in self._graph.caches if self._graph else ():
+            held = modules[name].__dict__.get(attribute) if name in modules else None
+            if isinstance(held, (dict, list, set)):
+                held.clear()
+
+    def current_plan(self) -> KeepPlan:
+        """Return the channels that every unit keeps now."""
+        return KeepPlan({u.name: tuple(u.mutable.current_mask.nonzero().flatten().tolist()) for u in self.units})
+
+    def certify(self, plan: KeepPlan) -> None:
+        """Certify a structure by one more trace, without touching the model.
+
+        Raises:
+            PlanError: The plan names an unknown unit or channel.
+            TraceError: The pruned program would not be the dense one on the kept channels.
+        """
+        sizes = {u.name: u.num_channels for u in self.units}
+        for name, indices in plan.kept.items():
+            if name not in sizes:
+                raise PlanError(f"Got a plan for unit {name!r}. {did_you_mean(name, sizes)}")
+            if indices[-1] >= sizes[name]:
+                raise PlanError(f"Got channel {indices[-1]} to keep for unit {name!r} of {sizes[name]} channels.")
+        if self._graph is None and self.example_input is None:
+            return  # units of a written structure were certified when it was made
+        graph = self.graph
+        if self._trace is None:
+            raise TraceError("This mutator was loaded without its trace; prepare the model again to certify.")
+        with static_view(self.model):
+            certify_kept(graph, self._trace, plan.kept)
+
+    def _certify_current(self) -> None:
+        self.certify(self.current_plan())
+
+    def apply(self, plan: KeepPlan) -> None:
+        """Certify a plan, then set the masks; units it does not name keep their channels.
+
+        Raises:
+            PlanError: See `certify`; or the plan changes a fixed unit.
+            TraceError: See `certify`. Nothing has changed.
+        """
+        full = KeepPlan({**self.current_plan().kept, **plan.kept})
+        self.certify(full)
+        with self._all_or_nothing():
+            for unit in self.units:
+                if unit.is_mutable:
+                    unit.keep(full.kept[unit.name])
+                elif unit.activated_channels != len(full.kept[unit.name]):
+                    raise PlanError(f"Got a plan for unit {unit.name!r}, which is fixed at {unit.current_choice}.")
+
+    def fix_channel_mutables(self) -> None:
+        """Make every choice final: later writes raise and `is_mutable` turns False."""
+        for unit in self.units:
+            unit.fix_chosen()
+
+    # What it costs, and what it is
+
+    def counts(self, choices: Mapping[str, float | int] | None = None) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the kept count of every unit in the order of `graph.cost.names`."""
+        kept = {u.name: u.activated_channels for u in self.units}
+        for pattern, choice in (choices or {}).items():
+            kept.update({u.name: u.choice_to_count(choice) for u in self._matching(pattern)})
+        return np.array([kept[name] for name in self.graph.cost.names], np.int64)
+
+    def cost(self, choices: Mapping[str, float | int] | None = None) -> Cost:
+        """Price the current structure, or the one that `choices` would give.
+
+        Raises:
+            ConfigError: The mutator has neither a trace nor an example input.
+        """
+        return self.graph.cost.cost(self.counts(choices))
+
+    def limits(self, divisor: int = 1, min_ratio: float = 0.0) -> list[UnitLimits]:
+        """Return what a plan may do with each unit; a fixed one stays at the count it has.
+
+        Args:
+            divisor: Kept counts are multiples of it, on channel axes of at least twice as many channels.
+            min_ratio: Floor of what remains, beside each unit's own.
+        """
+        found = []
+        for unit in self.units:
+            if not unit.is_mutable:
+                count = unit.activated_channels
+                found.append(UnitLimits(unit.name, unit.num_channels, unit.kind, count, 1, count))
+                continue
+            applies = unit.axis == "channels" and unit.num_channels >= 2 * divisor
+            step = math.lcm(unit.divisor, divisor) if applies else unit.divisor
+            floor = max(unit.min_channels, math.ceil(min_ratio * unit.num_channels - 1e-9))
+            found.append(UnitLimits(unit.name, unit.num_channels, unit.kind, floor, step))
+        return found
+
+    def report(self) -> StructureReport:
+        """Return every unit with its share of the cost, and every frozen axis with the reason."""
+        graph = self.graph
+        full, model = graph.cost.full, graph.cost
+        total = max(model.measure("macs", full), 1)
+        least = np.array([{u.name: u.min_channels for u in self.units}[n] for n in model.names], np.int64)
+        rows = []
+        for spec, unit in zip(graph.units, self.units, strict=True):
+            one = np.where(np.array(model.names) == spec.name, 1, full)
+            remarks = [w for w, on in (("renormalizing", spec.renormalizing), ("rescaling", spec.rescaling)) if on]
+            layers = tuple(dict.fromkeys(p.layer or p.tensor for p in spec.places))
+            share = 1 - model.measure("macs", one) / total
+            rows.append(
+                UnitRow(spec.name, spec.axis, spec.num_channels, unit.activated_channels, layers, share, tuple(remarks))
+            )
+        now = self.counts()
+        costs = {
+            k: (model.measure(k, now), model.measure(k, full), model.measure(k, least))
+            for k in ("macs", "params", "channels")
+        }
+        frozen = tuple((f.tensor, f.dim, f.size, f.reason) for f in graph.frozen)
+        notes = [
+            *graph.notes,
+            *(f"no rule for {op} ({n} calls): what it touches is frozen" for op, n in graph.unknown.items()),
+        ]
+        return StructureReport(tuple(rows), frozen, costs, tuple(notes))
+
+    def config_template(
+        self, only_mutable_units: bool = False, with_unit_init_args: bool = False, with_channels: bool = False
+    ) -> dict[str, Any]:
+        """Return the structure as plain containers that YAML can hold.
+
+        Args:
+            only_mutable_units: Leave out units that are fixed.
+            with_unit_init_args: Add each unit's constructor arguments.
+            with_channels: Add the wiring, so that `from_config` needs no trace.
+        """
+        units = self.mutable_units if only_mutable_units else self.units
+        wires = written.spans_of(self.model, {u.name: u for u in self.units}) if with_channels else None
+        entries = {}
+        for unit in units:
+            entry = entries[unit.name] = unit.config_template(with_unit_init_args or with_channels)
+            if wires is not None:
+                entry.update(axis=unit.axis, kind=unit.kind, channels=wires["members"][unit.name])
+        name, arguments = self.unit_type.__name__, dict(self.default_args)
+        result = {
+            "type": type(self).__name__,
+            "channel_unit": {"type": name, "default_args": arguments, "units": entries},
+            "fingerprint": self._fingerprint(),
+        }
+        if wires is not None:
+            result["integers"] = wires["integers"]
+        return result
+
+    def _fingerprint(self) -> dict[str, str]:
+        with static_view(self.model):
+            return written.fingerprint(self.model)
+
+
+def _attribute(op: DynamicOp, tensor: str, dim: int) -> str:
+    """Return the attribute of an axis; channels counted per group belong to the whole channel axis."""
+    axes = op.tensor_axes.get(tensor)
+    attr = axes[dim] if axes else None
+    return (attr or f"{tensor}.{dim}").removesuffix("_per_group")
+
+
+def _parse_channel_unit(channel_unit: Any) -> tuple[type[MutableChannelUnit], dict[str, Any], dict[str, Any]]:
+    arguments: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    if isinstance(channel_unit, Mapping):
+        plain = written.load_plain(channel_unit)
+        unknown = sorted(plain.keys() - {"type", "default_args", "units"})
+        if unknown:
+            raise ConfigError(
+                f"Got channel_unit with {unknown}. {did_you_mean(unknown[0], ('type', 'default_args', 'units'))}"
+            )
+        arguments, entries = dict(plain.get("default_args") or {}), dict(plain.get("units") or {})
+        channel_unit = plain.get("type", L1MutableChannelUnit)
+    if isinstance(channel_unit, str):
+        if channel_unit not in UNIT_TYPES:
+            raise ConfigError(f"Got channel_unit {channel_unit!r}. {did_you_mean(channel_unit, UNIT_TYPES)}")
+        channel_unit = UNIT_TYPES[channel_unit]
+    if not (isinstance(channel_unit, type) and issubclass(channel_unit, MutableChannelUnit)):
+        raise ConfigError(
+            f"Got channel_unit={channel_unit!r}; expected a MutableChannelUnit class, its name or a mapping."
+        )
+    return channel_unit, arguments, entries
+
+
+def split_input(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments of an example input: a tensor, a tuple or a mapping."""
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (tuple(example_input), {}) if isinstance(example_input, (tuple, list)) else ((example_input,), {})

@@ -1,0 +1,151 @@
+"""Wire a model to its graph: dynamic ops whose masks are tiled from the mutables of the units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lightning_prune.errors import ConfigError
+from lightning_prune.graph import ChannelGraph
+from lightning_prune.graph.labels import IntArray
+from lightning_prune.mutables import MutableChannelContainer
+from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
+from lightning_prune.units import Channel, MutableChannelUnit
+
+__all__ = ["convert_model_", "find_units", "members", "wire_"]
+
+OpTable = Mapping[type[nn.Module], type[DynamicOp]]
+Run = tuple[str, int, int, IntArray]  # unit, start, end, channel at each position
+
+
+def convert_model_(model: nn.Module, graph: ChannelGraph, ops: OpTable | None) -> None:
+    """Convert every layer that has a dynamic op, and any other module that owns a pruned tensor or integer."""
+    touched = {p.layer for unit in graph.units for p in unit.places} | {f.module for f in graph.followers}
+    for name, module in list(model.named_modules()):
+        convert_(module, ops, generic=name in touched)
+
+
+def wire_(model: nn.Module, graph: ChannelGraph, units: Mapping[str, MutableChannelUnit]) -> None:
+    """Tile the mask of every axis from the mutables of its units, and let integers follow.
+
+    Args:
+        model: The converted model.
+        graph: Its graph.
+        units: Unit name -> unit.
+
+    Raises:
+        ConfigError: A module that had to be converted was not.
+    """
+    first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+    for op in dynamic_ops(model).values():
+        wired: set[int] = set()
+        for container, runs in _axis_runs(op, graph, first):
+            if runs and id(container) not in wired:
+                wired.add(id(container))
+                register(container, runs, units)
+    modules = dict(model.named_modules())
+    native = {(name, attr) for name, op in dynamic_ops(model).items() for attr in op.integers}
+    for follower in graph.followers:
+        op, runs = modules[follower.module], _runs(graph, follower.labels)
+        if runs and (follower.module, follower.attribute) not in native:
+            if not isinstance(op, DynamicOp):
+                raise ConfigError(f"Got module {follower.module!r} of {type(op).__name__}, which cannot be converted.")
+            container = MutableChannelContainer(len(follower.labels))
+            register(container, runs, units)
+            op.follow_integer(follower.attribute, container, follower.element)
+
+
+def _runs(graph: ChannelGraph, axis: Any) -> list[Run]:
+    return [(unit.name, start, end, index) for unit, start, end, index in graph.spans(axis)]
+
+
+def _axis_runs(
+    op: DynamicOp, graph: ChannelGraph, names: Mapping[int, str]
+) -> Iterator[tuple[MutableChannelContainer, list[Run]]]:
+    """Yield the container of every axis of a layer, and the runs of units along it."""
+    for tensor, value in (*op._parameters.items(), *op._buffers.items()):
+        axes = graph.axes.get(names.get(id(value), ""), ()) if value is not None else ()
+        if axes and tensor == "weight" and op.__dict__.get("groups", 1) > 1:
+            yield _group_runs(op, graph, axes)
+        for dim, axis in enumerate(axes):
+            known = op.tensor_axes.get(tensor)
+            attr = known[dim] if known else None
+            runs = _runs(graph, axis)
+            if runs and (attr is None or attr in op.mutable_attrs):
+                yield op.axis_container(tensor, dim), runs
+
+
+def _group_runs(op: DynamicOp, graph: ChannelGraph, axes: Sequence[Any]) -> tuple[MutableChannelContainer, list[Run]]:
+    """Return the side of a grouped convolution that its weight counts per group, as groups x channels of a group."""
+    groups = op.__dict__["groups"]
+    side = "out_channels" if op.__dict__["transposed"] else "in_channels"
+    inner = op.__dict__[side] // groups
+    outer_axis = graph.space.split(axes[0], (groups, op._parameters["weight"].shape[0] // groups))[0]  # type: ignore[union-attr]
+    runs = [(n, a * inner, b * inner, np.repeat(index, inner)) for n, a, b, index in _runs(graph, outer_axis)]
+    for name, start, end, index in _runs(graph, axes[1]):
+        runs += [(name, g * inner + start, g * inner + end, index) for g in range(groups)]
+    return op.get_mutable_attr(side), runs
+
+
+def register(container: MutableChannelContainer, runs: Sequence[Run], units: Mapping[str, MutableChannelUnit]) -> None:
+    """Register runs on a container, cut where they overlap in part: a product axis has several per position."""
+    edges = sorted({edge for _, start, end, _ in runs for edge in (start, end)})
+    for name, start, end, index in runs:
+        cuts = [start, *(e for e in edges if start < e < end), end]
+        for a, b in pairwise(cuts):
+            part = np.ascontiguousarray(index[a - start : b - start])
+            mutable = units[name].mutable
+            identity = b - a == mutable.num_channels and bool((part == np.arange(b - a)).all())
+            container.register_mutable(mutable, a, b, None if identity else torch.from_numpy(part))
+
+
+def members(
+    model: nn.Module, units: Mapping[str, MutableChannelUnit], role: Callable[[str, str, str], tuple[bool, bool]]
+) -> None:
+    """List on every unit the spans of the layers that make and read its channels, in model order.
+
+    Args:
+        model: The wired model.
+        units: Unit name -> unit.
+        role: `(layer, attribute, unit name) -> (makes, reads)`.
+    """
+    owners = {id(unit.mutable): name for name, unit in units.items()}
+    for layer, op in dynamic_ops(model).items():
+        for attr, container in op.mutable_attrs.items():
+            tensor, dim = next(((t, d) for t, axes in op.tensor_axes.items() for d, a in enumerate(axes) if a == attr),
+                               ("weight", 1))  # fmt: skip
+            for span in container.spans:
+                name = owners.get(id(span.mutable))
+                if name is None:
+                    continue
+                makes, reads = role(layer, attr, name)
+                if makes:
+                    units[name].output_related.append(
+                        Channel(layer, op, tensor, dim, span.start, span.end, True, span.index)
+                    )
+                if reads:
+                    units[name].input_related.append(
+                        Channel(layer, op, tensor, dim, span.start, span.end, False, span.index)
+                    )
+
+
+def find_units(model: nn.Module, make: Callable[[int], MutableChannelUnit]) -> list[MutableChannelUnit]:
+    """Return the units of a model whose dynamic ops already share mutables, one per mutable.
+
+    Args:
+        model: A model that holds wired dynamic ops.
+        make: Channels -> a new unit.
+    """
+    found: dict[int, MutableChannelUnit] = {}
+    for op in dynamic_ops(model).values():
+        for container in op.mutable_attrs.values():
+            for span in container.spans:
+                if id(span.mutable) not in found and span.mutable.num_channels > 1:
+                    unit = found[id(span.mutable)] = make(span.mutable.num_channels)
+                    unit.mutable = span.mutable
+    return list(found.values())
