@@ -1,8 +1,8 @@
 """Prove a structure: run the pruned program in lockstep with the dense one, op by op.
 
-Same ops on the same values in the same order, same scalars that are not sizes, fixed sizes unchanged, each labelled axis
-exactly as long as its living labels, outputs unchanged in shape; and ops that take indices must take the living part of
-what the dense program takes. Then the pruned model runs the dense program on the kept slices.
+Same ops on the same values in the same order, same scalars that are not sizes, fixed sizes unchanged, each labelled
+axis exactly as long as its living labels, outputs unchanged in shape; and ops that take indices must take the living
+part of what the dense program takes. Then the pruned model runs the dense program on the kept slices.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_prune.graph.trace import DenseTrace, Event, Walk, name_tensor, sc
 __all__ = ["Mismatch", "run_lockstep"]
 
 
-class Mismatch(Exception):
+class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with, not an error a user sees
     """The pruned program is not the dense one.
 
     Args:
@@ -128,11 +128,17 @@ class Lockstep(Walk):
         return Mismatch(f"`{event.name.removeprefix('aten::')}`: {what}", self.count, event)
 
     def _compare_indices(self, event: Event, args: Mapping[str, Any], out: Any) -> None:
-        if all(self.expected(a, n) == n or not is_labelled(a) for axes, shape in zip(event.in_axes, event.in_shapes, strict=True)
-               for a, n in zip(axes, shape, strict=True)):  # fmt: skip
+        pairs = (
+            (a, n)
+            for axes, shape in zip(event.in_axes, event.in_shapes, strict=True)
+            for a, n in zip(axes, shape, strict=True)
+        )
+        if all(self.expected(a, n) == n for a, n in pairs if is_labelled(a)):
             return
-        kept = {id(t): [self._kept(a) for a in axes]
-                for t, axes in zip(tensors_in(list(args.values())), event.in_axes, strict=True)}  # fmt: skip
+        kept = {
+            id(t): [self._kept(a) for a in axes]
+            for t, axes in zip(tensors_in(list(args.values())), event.in_axes, strict=True)
+        }
         call = _KeptCall(event.name, args, out, kept)
         event.entry.apply(call)
         for tensor, axes in zip(call.outputs, event.out_axes, strict=True):
@@ -209,12 +215,16 @@ def _modules_on_stack(error: BaseException) -> list[nn.Module]:
 def _pruned_tensors(trace: DenseTrace, alive: BoolArray) -> dict[int, Tensor]:
     stand_ins = {}
     for name, tensor in named_tensors(trace.sandbox.model).items():
-        kept: list[Tensor | None] = [None] * tensor.dim()
-        for d, axis in enumerate(trace.axes.get(name, ())):
-            if is_labelled(axis) and not alive[axis].all():
-                kept[d] = torch.from_numpy(np.flatnonzero(alive[axis]))
-        cut = any(k is not None for k in kept)
-        stand_in = trace.sandbox.make_sized(tensor, kept) if cut else trace.sandbox.make_like(tensor)
+        axes = trace.axes.get(name, (FIXED,) * tensor.dim())
+        shape = [
+            int(np.count_nonzero(alive[axis])) if is_labelled(axis) else size
+            for axis, size in zip(axes, tensor.shape, strict=True)
+        ]
+        if shape == list(tensor.shape):
+            stand_in = trace.sandbox.make_like(tensor)
+        else:
+            kept = [np.flatnonzero(alive[axis]) if is_labelled(axis) else None for axis in axes]
+            stand_in = trace.sandbox.make_sized(tensor, shape, lambda d, kept=kept: torch.from_numpy(kept[d]))  # type: ignore[misc]
         name_tensor(stand_in, name)
         stand_ins[id(tensor)] = stand_in
     return stand_ins

@@ -178,10 +178,9 @@ def runs_along(
         channel: Per class, its channel in that unit.
         labels: The axis.
     """
-    rows = closure.factors[closure.classes[labels]].tocoo()
-    factors = rows.col.astype(np.int64)
+    positions, factors = closure.living_by(labels)
     inside = owner[factors] >= 0
-    positions, factors = rows.row.astype(np.int64)[inside], factors[inside]
+    positions, factors = positions[inside], factors[inside]
     order = np.lexsort((positions, owner[factors]))
     positions, factors = positions[order], factors[order]
     units = owner[factors]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,14 @@ class Closure:
     def count(self) -> int:
         """Number of classes."""
         return len(self.frozen)
+
+    def living_by(self, labels: IntArray) -> tuple[IntArray, IntArray]:
+        """Return `(positions, classes)`: which classes each position of an axis lives by, several for a grid."""
+        classes = self.classes[labels]
+        if not self.derived[classes].any():
+            return np.arange(len(labels)), classes
+        rows = self.factors[classes].tocoo()
+        return rows.row.astype(np.int64), rows.col.astype(np.int64)
 
     def alive(self, dead: BoolArray) -> BoolArray:
         """Return per label whether it lives when the given classes are removed."""
@@ -175,7 +185,7 @@ class _State:
                 self.pairs.append((flats[1:][differ], flats[:-1][differ]))
 
 
-def _along(values: npt.NDArray[np.generic], axis: int, product: Product) -> npt.NDArray[np.generic]:
+def _along(values: npt.NDArray[Any], axis: int, product: Product) -> npt.NDArray[Any]:
     shape = [1] * len(product.axes)
     shape[axis] = -1
     return values.reshape(shape)
@@ -194,16 +204,16 @@ def _refined(space: LabelSpace, classes: IntArray) -> list[Product]:
 
 def _common_refinement(space: LabelSpace, group: Sequence[Product]) -> None:
     cuts = sorted({int(np.prod(p.shape[k:])) for p in group for k in range(len(p.shape))} | {1})
-    if any(b % a for a, b in zip(cuts, cuts[1:], strict=False)):
+    if any(b % a for a, b in pairwise(cuts)):
         return  # they do not nest: the certificate will freeze what cannot work
     for product in group:
         for k, labels in enumerate(product.axes):
             low = int(np.prod(product.shape[k + 1 :]))
             inner = [c for c in cuts if low <= c <= low * len(labels)]
-            shape = [b // a for a, b in zip(inner, inner[1:], strict=False)][::-1]
+            shape = [b // a for a, b in pairwise(inner)][::-1]
             if len(shape) > 1:
                 space.split(labels, shape)
-    finest = [b // a for a, b in zip(cuts, cuts[1:], strict=False)][::-1]
+    finest = [b // a for a, b in pairwise(cuts)][::-1]
     for product in group:
         space.split(product.flat, finest)
 

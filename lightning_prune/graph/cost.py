@@ -6,6 +6,7 @@ counted. Each axis size is a constant plus products of kept counts, and each op 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -53,18 +54,17 @@ class Polynomial:
 
     def __init__(self, terms: Iterable[tuple[int, Sequence[Expression]]], num_units: int) -> None:
         merged: dict[tuple[Expression, ...], int] = {}
-        for scale, sizes in terms:
+        for factor, sizes in terms:
             varying = tuple(sorted(e for e in sizes if e[1]))
-            for constant, parts in sizes:
-                scale = scale if parts else scale * constant
+            scale = factor * math.prod(constant for constant, parts in sizes if not parts)
             merged[varying] = merged.get(varying, 0) + scale
         self.scale = np.array(list(merged.values()), np.int64)
         expressions = {e: k for k, e in enumerate({e for sizes in merged for e in sizes})}
         self._constant = np.array([e[0] for e in expressions], np.int64)
-        parts = [(k, c, units) for e, k in expressions.items() for c, units in e[1]]
-        self._owner = np.array([k for k, _, _ in parts], np.int64)
-        self._coefficient = np.array([c for _, c, _ in parts], np.int64)
-        self._units = _padded([units for _, _, units in parts], num_units)
+        owned = [(k, c, units) for e, k in expressions.items() for c, units in e[1]]
+        self._owner = np.array([k for k, _, _ in owned], np.int64)
+        self._coefficient = np.array([c for _, c, _ in owned], np.int64)
+        self._units = _padded([units for _, _, units in owned], num_units)
         self._factors = _padded([[expressions[e] for e in sizes] for sizes in merged], len(expressions))
 
     def __call__(self, counts: IntArray) -> IntArray:
@@ -79,7 +79,7 @@ class Polynomial:
         ones = np.ones((*counts.shape[:-1], 1), np.int64)
         values = self._coefficient * np.concatenate([counts, ones], -1)[..., self._units].prod(-1)
         sizes = np.broadcast_to(self._constant, (*counts.shape[:-1], len(self._constant))).copy()
-        np.add.at(sizes, (..., self._owner), values)
+        np.add.at(sizes.T, self._owner, values.T)  # the transpose is a view: one row per expression
         result: IntArray = (self.scale * np.concatenate([sizes, ones], -1)[..., self._factors].prod(-1)).sum(-1)
         return result
 
@@ -101,8 +101,15 @@ class CostModel:
         batch_size: Examples in the example input.
     """
 
-    def __init__(self, names: Sequence[str], full: IntArray, macs: Mapping[str, Polynomial], params: Polynomial,
-                 memory: Polynomial, batch_size: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        names: Sequence[str],
+        full: IntArray,
+        macs: Mapping[str, Polynomial],
+        params: Polynomial,
+        memory: Polynomial,
+        batch_size: int,
+    ) -> None:
         self.names = tuple(names)
         self.full = full
         self.batch_size = batch_size

@@ -116,8 +116,9 @@ class Integers:
             self.learned[key] = axes.shape(follower.labels)
         return None
 
-    def _advance(self, axes: _Axes, alive: BoolArray, followers: list[Follower], extra: list[Follower],
-                 failure: Mismatch) -> tuple[Follower, Mismatch | None] | None:  # fmt: skip
+    def _advance(
+        self, axes: _Axes, alive: BoolArray, followers: list[Follower], extra: list[Follower], failure: Mismatch
+    ) -> tuple[Follower, Mismatch | None] | None:
         """Return the first rewrite that gets further, and the failure it runs into, if any."""
         names = {id(m): n for n, m in self.trace.sandbox.model.named_modules()}
         tried = {(f.module, f.attribute, f.element) for f in (*followers, *extra)}
@@ -174,11 +175,11 @@ class _Axes:
         """Return what an axis is made of, in words that hold for every module of a kind."""
         known = self._shapes.get(id(labels))
         if known is None:
-            rows = self.closure.factors[self.closure.classes[labels]].tocoo()
-            owners = self.units.owner[rows.col]
+            positions, classes = self.closure.living_by(labels)
+            owners = self.units.owner[classes]
             terms: dict[int, list[str]] = {}
-            for row, owner in zip(rows.row[owners >= 0].tolist(), owners[owners >= 0].tolist(), strict=True):
-                terms.setdefault(row, []).append(self.units.units[owner].axis)
+            for position, owner in zip(positions[owners >= 0].tolist(), owners[owners >= 0].tolist(), strict=True):
+                terms.setdefault(position, []).append(self.units.units[owner].axis)
             known = self._shapes[id(labels)] = tuple(sorted({tuple(sorted(t)) for t in terms.values()}))
         return known
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import csr_matrix
 from torch import nn
 
@@ -171,8 +170,9 @@ class _Roles:
         return cls(labels, classes, grid)
 
 
-def _places(roles: _Roles, layers: Layers, name: str, dim: int, axis: IntArray, positions: IntArray,
-            channels: IntArray) -> list[tuple[Place, bool]]:  # fmt: skip
+def _places(
+    roles: _Roles, layers: Layers, name: str, dim: int, axis: IntArray, positions: IntArray, channels: IntArray
+) -> list[tuple[Place, bool]]:
     """Return the place in every layer that owns the tensor, and whether it runs over the groups of a convolution."""
     found = []
     label = axis[positions[0]]
@@ -239,14 +239,15 @@ def _first(unit: UnitSpec, layers: Layers) -> tuple[int, int, str]:
 
 def _kind(axis: str, size: int, places: Sequence[Place], layers: Layers) -> str:
     """Digest of the unit with every layer number taken out."""
-    parts = sorted({
-        (re.sub(r"\d+", "#", p.tensor), layers.types[p.layer].__name__, p.dim, len(p.positions)) for p in places
-    })  # fmt: skip
+    parts = sorted(
+        {(re.sub(r"\d+", "#", p.tensor), layers.types[p.layer].__name__, p.dim, len(p.positions)) for p in places}
+    )
     return hashlib.sha1(repr((axis, size, parts)).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
-def find_frozen(trace: DenseTrace, closure: Closure, reasons: Sequence[str], owner: IntArray,
-                parameters: frozenset[str]) -> tuple[FrozenAxis, ...]:  # fmt: skip
+def find_frozen(
+    trace: DenseTrace, closure: Closure, reasons: Sequence[str], owner: IntArray, parameters: frozenset[str]
+) -> tuple[FrozenAxis, ...]:
     """List every axis of a parameter that keeps some positions whatever is pruned, with the main reason."""
     frozen = []
     for name, axes in trace.axes.items():
@@ -254,7 +255,9 @@ def find_frozen(trace: DenseTrace, closure: Closure, reasons: Sequence[str], own
             if not is_labelled(axis) or name not in parameters:
                 continue
             classes = closure.classes[axis]
-            stuck = np.asarray(closure.factors[classes] @ (owner >= 0).astype(np.int64)).reshape(-1) == 0
+            stuck = np.ones(len(axis), np.bool_)
+            positions, factors = closure.living_by(axis)
+            stuck[positions[owner[factors] >= 0]] = False
             if stuck.any():
                 causes = Counter(closure.reason[classes[stuck]].tolist())
                 main = causes.most_common(1)[0][0]
@@ -263,8 +266,14 @@ def find_frozen(trace: DenseTrace, closure: Closure, reasons: Sequence[str], own
     return tuple(frozen)
 
 
-def price(trace: DenseTrace, closure: Closure, found: Partition, constant_params: int,
-          parameters: Mapping[str, Sequence[int]], batch_size: int) -> CostModel:  # fmt: skip
+def price(
+    trace: DenseTrace,
+    closure: Closure,
+    found: Partition,
+    constant_params: int,
+    parameters: Mapping[str, Sequence[int]],
+    batch_size: int,
+) -> CostModel:
     """Turn the op log into polynomials in the kept counts."""
     full = np.array([u.num_channels for u in found.units], np.int64)
     memo: dict[int, Expression] = {}
@@ -300,16 +309,18 @@ def price(trace: DenseTrace, closure: Closure, found: Partition, constant_params
 
 def _expression(closure: Closure, found: Partition, full: IntArray, axis: IntArray) -> Expression:
     """Return the living length of an axis as a constant plus products of kept counts."""
-    rows = closure.factors[closure.classes[axis]].tocoo()
-    units: npt.NDArray[np.int64] = found.owner[rows.col]
-    rows_in, units = rows.row[units >= 0].astype(np.int64), units[units >= 0]
-    sets: dict[int, list[int]] = {}
-    for position, unit in zip(rows_in.tolist(), units.tolist(), strict=True):
-        sets.setdefault(position, []).append(unit)
-    totals = Counter(tuple(sorted(s)) for s in sets.values())
-    terms = []
-    for members, positions in sorted(totals.items()):
-        grid = int(np.prod(full[list(members)]))
-        terms.append((positions // grid, members))
-        assert positions % grid == 0, f"{positions} positions over a grid of {grid}: the axis is no polynomial"
-    return len(axis) - len(sets), tuple(terms)
+    positions, classes = closure.living_by(axis)
+    units = found.owner[classes]
+    positions, units = positions[units >= 0], units[units >= 0]
+    order = np.lexsort((units, positions))
+    positions, units = positions[order], units[order]
+    starts = np.flatnonzero(np.diff(positions, prepend=-1))
+    widths = np.diff(starts, append=len(positions))
+    terms: list[tuple[int, tuple[int, ...]]] = []
+    for width in np.unique(widths).tolist():  # positions that live by one unit, by two, ...
+        sets = units[starts[widths == width][:, None] + np.arange(width)]
+        for members, count in zip(*np.unique(sets, axis=0, return_counts=True), strict=True):
+            grid = int(np.prod(full[members]))
+            assert count % grid == 0, f"{count} positions over a grid of {grid}: the axis is no polynomial"
+            terms.append((int(count) // grid, tuple(members.tolist())))
+    return len(axis) - len(starts), tuple(sorted(terms))

@@ -147,8 +147,10 @@ class Sampler:
             total = unit.num_channels
             counts = list(range(max(2, total // 3), total)) or [1]
             rng.shuffle(counts)
-            count = next((c for c in counts if c not in sizes and c not in used),
-                         next((c for c in counts if c not in used), counts[0]))  # fmt: skip
+            count = next(
+                (c for c in counts if c not in sizes and c not in used),
+                next((c for c in counts if c not in used), counts[0]),
+            )
             used.add(count)
             self._dead[unit.name] = unit.classes[sorted(rng.sample(range(total), total - count))]
 
@@ -194,8 +196,11 @@ def _bind_partner(
 
     def partners(unit: UnitSpec) -> list[UnitSpec]:
         home = _home(unit)
-        return [u for u in units.units if u.num_channels == unit.num_channels and u.axis == unit.axis
-                and u not in members and _home(u) == home]  # fmt: skip
+        return [
+            u
+            for u in units.units
+            if u.num_channels == unit.num_channels and u.axis == unit.axis and u not in members and _home(u) == home
+        ]
 
     for partner in partners(members[0]):
         if known.integers.learn(closure, units, sampler.alive(members[:1], together=partner)) is None:

@@ -79,16 +79,21 @@ class Sandbox:
         copy = tensor.detach().clone()
         return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
-    def make_sized(self, tensor: Tensor, kept: Sequence[Tensor | None]) -> Tensor:
-        """Return a stand-in for the kept slice of a tensor; `kept` gives the indices of each axis."""
+    def make_sized(self, tensor: Tensor, shape: Sequence[int], kept: Callable[[int], Tensor]) -> Tensor:
+        """Return a stand-in for the kept slice of a tensor.
+
+        Args:
+            tensor: The dense tensor.
+            shape: Shape of the slice.
+            kept: Axis -> Int64 indices that remain; asked only where real data is needed.
+        """
         if self.fake:
-            shape = [n if k is None else len(k) for n, k in zip(tensor.shape, kept, strict=True)]
             with self.mode:
                 small = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         else:
             small = tensor.detach().clone()
-            for d, k in enumerate(kept):
-                small = small if k is None else small.index_select(d, k.to(small.device))
+            for d, size in enumerate(shape):
+                small = small if size == small.shape[d] else small.index_select(d, kept(d).to(small.device))
         return nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
 
     def inputs(self, tree: Any) -> Any:

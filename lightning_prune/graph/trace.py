@@ -34,8 +34,26 @@ __all__ = ["DenseTrace", "Event", "Walk", "trace_model"]
 # identities that a layout may or may not need: no event, the result is the same value
 _TRANSPARENT = frozenset(f"aten::{n}" for n in ("contiguous", "clone", "alias", "detach", "lift_fresh", "lift"))
 _RESHAPES_SELF = frozenset(f"aten::{n}" for n in ("squeeze_", "unsqueeze_", "transpose_", "t_"))
-_VIEWS = frozenset(f"aten::{n}" for n in ("view", "reshape", "permute", "transpose", "t", "slice", "squeeze", "unsqueeze",
-                                          "flatten", "unflatten", "split", "chunk", "split_with_sizes", "expand", "select"))  # fmt: skip
+_VIEWS = frozenset(
+    f"aten::{n}"
+    for n in (
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "slice",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "unflatten",
+        "split",
+        "chunk",
+        "split_with_sizes",
+        "expand",
+        "select",
+    )
+)
 _IDENTITY = "_lightning_prune_identity"
 _POINTWISE = RuleEntry(pointwise)
 _UNKNOWN = RuleEntry(unknown)
@@ -79,7 +97,7 @@ class Walk(TorchDispatchMode):
     """
 
     def __init__(self, rules: Mapping[str, RuleEntry]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.rules = rules
         self.count = 0
 
@@ -145,8 +163,11 @@ def name_tensor(tensor: Tensor, name: Any) -> None:
 
 def scalars_of(entry: RuleEntry, args: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Return the arguments that must be equal in the dense and the pruned program."""
-    return tuple((name, value if not _holds_tensor(value) else tree_map(_blank, value))
-                 for name, value in args.items() if name not in entry.sizes and not isinstance(value, Tensor))  # fmt: skip
+    return tuple(
+        (name, tree_map(_blank, value) if _holds_tensor(value) else value)
+        for name, value in args.items()
+        if name not in entry.sizes and not isinstance(value, Tensor)
+    )
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -160,8 +181,13 @@ def _blank(value: Any) -> Any:
 class Recorder(Walk):
     """Label axes by the rules and log every op."""
 
-    def __init__(self, space: LabelSpace, rules: Mapping[str, RuleEntry], module_names: Mapping[int, str],
-                 outside: Mapping[int, str]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        space: LabelSpace,
+        rules: Mapping[str, RuleEntry],
+        module_names: Mapping[int, str],
+        outside: Mapping[int, str],
+    ) -> None:
         super().__init__(rules)
         self.space = space
         self.module_names = module_names
@@ -300,22 +326,27 @@ def _doubled(tree: Any) -> Any:
     return tree_map(lambda t: torch.cat([t, t]) if isinstance(t, Tensor) and t.dim() else t, tree)
 
 
-def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) -> None:
-    sandbox, model = trace.sandbox, trace.sandbox.model
-    before = (len(trace.space.pairs), len(trace.space.frozen))
+def _stand_ins(trace: DenseTrace, given: tuple[Any, Any]) -> tuple[Any, Any, dict[int, Tensor]]:
+    """Return stand-ins for the example input and for every parameter and buffer, labelled."""
+    stand_ins = {}
     with torch.inference_mode():
-        args, kwargs = sandbox.inputs(
-            (trace.args if args is None else args, trace.kwargs if kwargs is None else kwargs)
-        )
-        stand_ins = {}
-        for name, tensor in named_tensors(model).items():
-            stand_in = stand_ins[id(tensor)] = sandbox.make_like(tensor)
+        args, kwargs = trace.sandbox.inputs(given)
+        for name, tensor in named_tensors(trace.sandbox.model).items():
+            stand_in = stand_ins[id(tensor)] = trace.sandbox.make_like(tensor)
             name_tensor(stand_in, name)
             if name in trace.axes:
                 set_axes(stand_in, trace.axes[name])
                 mark_weight(stand_in)
         for k, tensor in enumerate(tensors_in((args, kwargs))):
             name_tensor(tensor, f"input {k}")
+    return args, kwargs, stand_ins
+
+
+def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) -> None:
+    sandbox, model = trace.sandbox, trace.sandbox.model
+    before = (len(trace.space.pairs), len(trace.space.frozen))
+    given = (trace.args if args is None else args, trace.kwargs if kwargs is None else kwargs)
+    args, kwargs, stand_ins = _stand_ins(trace, given)
     module_names = {id(m): n for n, m in model.named_modules()}
     outside = {id(t): n for n, t in named_tensors(model).items()}
     recorder = Recorder(trace.space, trace.rules, module_names, outside)

@@ -83,8 +83,15 @@ def spans_of(model: nn.Module, units: Mapping[str, MutableChannelUnit]) -> dict[
             for element, container in parts.items():
                 if id(container) not in own:
                     spans = [{"unit": name, **entry} for entry, name in _entries(container, owners)]
-                    integers.append({"module": layer, "attribute": attr, "element": element,
-                                     "size": container.num_channels, "spans": spans})  # fmt: skip
+                    integers.append(
+                        {
+                            "module": layer,
+                            "attribute": attr,
+                            "element": element,
+                            "size": container.num_channels,
+                            "spans": spans,
+                        }
+                    )
     return {"members": members, "integers": integers}
 
 

@@ -117,8 +117,9 @@ def members(
     owners = {id(unit.mutable): name for name, unit in units.items()}
     for layer, op in dynamic_ops(model).items():
         for attr, container in op.mutable_attrs.items():
-            tensor, dim = next(((t, d) for t, axes in op.tensor_axes.items() for d, a in enumerate(axes) if a == attr),
-                               ("weight", 1))  # fmt: skip
+            tensor, dim = next(
+                ((t, d) for t, axes in op.tensor_axes.items() for d, a in enumerate(axes) if a == attr), ("weight", 1)
+            )
             for span in container.spans:
                 name = owners.get(id(span.mutable))
                 if name is None:

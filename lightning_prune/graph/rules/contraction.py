@@ -45,7 +45,7 @@ def linear(call: Call) -> None:
     call.count(*call.sized(x), *call.sized(w, 0))
 
 
-@rule("mm", "bmm", "matmul", "mv", "dot", "vdot")
+@rule("mm bmm matmul mv dot vdot")
 def matmul(call: Call) -> None:
     """`[..., n, k] x [..., k, m] -> [..., n, m]`, vectors and broadcast batch axes included."""
     a = call["self"]
@@ -90,7 +90,7 @@ def _broadcast(call: Call, runs: Sequence[Sequence[tuple[int, Axis]]]) -> list[t
     return result
 
 
-@rule("addmm", "addmv", "baddbmm", "addbmm")
+@rule("addmm addmv baddbmm addbmm")
 def addmm(call: Call) -> None:
     """`bias + a @ b`."""
     bias = call["self"]
@@ -172,8 +172,12 @@ def attention(call: Call) -> None:
     call.put(call.out, [*(axis for _, axis in batch), tokens[0][1], outer[1]])
 
 
-@rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d",
-      "conv_transpose3d", sizes=("groups",))  # fmt: skip
+@rule(
+    """
+    conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d
+    """,
+    sizes=("groups",),
+)
 def convolution(call: Call) -> None:
     """A convolution over G groups: input G x c, output G x k."""
     x, w = call["input"], call["weight"]

@@ -20,7 +20,7 @@ def embedding(call: Call) -> None:
     call.put(call.out, [*call.axes(call["indices"]), width])
 
 
-@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+@rule("embedding_bag _embedding_bag _embedding_bag_forward_only")
 def embedding_bag(call: Call) -> None:
     """Sums of rows of a table."""
     rows, width = call.axes(call["weight"])
@@ -30,7 +30,7 @@ def embedding_bag(call: Call) -> None:
     call.put(out, [FIXED] * (out.dim() - 1) + [width])
 
 
-@rule("index", "_unsafe_index")
+@rule("index _unsafe_index")
 def index(call: Call) -> None:
     """Advanced indexing: the indexed axes are fixed, the others survive."""
     x, indices = call["self"], call["indices"]
@@ -62,7 +62,7 @@ def index_select(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("gather", "take_along_dim")
+@rule("gather take_along_dim")
 def gather(call: Call) -> None:
     """`out[i][j] = x[index[i][j]][j]`: the indexed axis is fixed, the others bind."""
     x, positions = call["self"], call["index"] if "index" in call else call["indices"]
@@ -83,13 +83,16 @@ def _narrowed(call: Call, axis: Axis, other: Axis, same_size: bool) -> Axis:
     return other
 
 
-@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "index_add", "index_add_", "index_copy",
-      "index_copy_", "index_fill", "index_fill_", "index_put", "index_put_", "_index_put_impl_", "masked_scatter",
-      "masked_scatter_", "masked_select", "take", "nonzero", "unique", "_unique2", "bincount", "one_hot",
-      "multinomial", "searchsorted", "bucketize", "histc", "im2col", "col2im", "unfold", "as_strided", "as_strided_",
-      "diagonal", "diag_embed", "diag", "trace", "cdist", "_cdist_forward", "cross", "linalg_cross", "kron",
-      "fft_fft", "fft_ifft", "_fft_r2c", "_fft_c2r", "_fft_c2c", "view_as_complex", "view_as_real", "complex", "polar",
-      "resize_", "set_", "histogram", "repeat_interleave_tensor", "tensordot")  # fmt: skip
+@rule(
+    """
+    scatter scatter_ scatter_add scatter_add_ scatter_reduce index_add index_add_ index_copy index_copy_
+    index_fill index_fill_ index_put index_put_ _index_put_impl_ masked_scatter masked_scatter_ masked_select take
+    nonzero unique _unique2 bincount one_hot multinomial searchsorted bucketize histc im2col col2im unfold
+    as_strided as_strided_ diagonal diag_embed diag trace cdist _cdist_forward cross linalg_cross kron fft_fft
+    fft_ifft _fft_r2c _fft_c2r _fft_c2c view_as_complex view_as_real complex polar resize_ set_ histogram
+    repeat_interleave_tensor tensordot
+    """
+)
 def opaque(call: Call) -> None:
     """Ops whose result mixes positions: no axis they touch may change."""
     for tensor in call.inputs:
@@ -104,23 +107,36 @@ def freeze_all(call: Call, tensor: Tensor, why: str) -> None:
         call.freeze(axis, why)
 
 
-@rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full",
-      "empty_strided", "empty_permuted", "new_empty_strided", "scalar_tensor", "randn_like_", sizes=("size",))  # fmt: skip
+@rule(
+    """
+    zeros ones empty full rand randn new_zeros new_ones new_empty new_full empty_strided empty_permuted
+    new_empty_strided scalar_tensor
+    """,
+    sizes=("size",),
+)
 def constant(call: Call) -> None:
     """Equal or identically distributed everywhere: it follows what it meets."""
     call.put(call.out, [ANY] * call.out.dim())
 
 
-@rule("arange", "linspace", "logspace", "eye", "randint", "randperm", "tril_indices", "triu_indices", "hann_window",
-      "hamming_window", "blackman_window", "bartlett_window", "kaiser_window", "cartesian_prod", "meshgrid")  # fmt: skip
+@rule(
+    """
+    arange linspace logspace eye randint randperm tril_indices triu_indices hann_window hamming_window
+    blackman_window bartlett_window kaiser_window cartesian_prod meshgrid
+    """
+)
 def positional(call: Call) -> None:
     """What differs by position has a fixed size."""
     for out in call.outputs:
         call.put(out, [FIXED] * out.dim())
 
 
-@rule("_local_scalar_dense", "item", "is_nonzero", "_assert_async", "_assert_tensor_metadata", "sym_size", "equal",
-      "allclose", "is_same_size", "_has_same_storage_numel", "_version")  # fmt: skip
+@rule(
+    """
+    _local_scalar_dense item is_nonzero _assert_async _assert_tensor_metadata sym_size equal allclose is_same_size
+    _has_same_storage_numel _version
+    """
+)
 def no_result(call: Call) -> None:
     """Ops that return no tensor."""
 

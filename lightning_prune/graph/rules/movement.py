@@ -70,10 +70,12 @@ def _regroup(call: Call, sources: Sequence[tuple[int, Axis]], sizes: Sequence[in
 
 
 @rule(
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "view_as", "reshape_as",
-    "squeeze", "squeeze_", "unsqueeze", "unsqueeze_", "view_copy", "_reshape_copy",
+    """
+    view _unsafe_view reshape _reshape_alias flatten unflatten view_as reshape_as squeeze squeeze_ unsqueeze
+    unsqueeze_ view_copy _reshape_copy
+    """,
     sizes=("size", "shape", "sizes"),
-)  # fmt: skip
+)
 def view(call: Call) -> None:
     """Split and merge axes as products."""
     x = call["self"]
@@ -88,7 +90,7 @@ def permute(call: Call) -> None:
     call.put(call.out, [axes[d] for d in normalize_dims(call["dims"], len(axes))])
 
 
-@rule("transpose", "swapaxes", "swapdims", "t", "transpose_", "t_")
+@rule("transpose swapaxes swapdims t transpose_ t_")
 def transpose(call: Call) -> None:
     """Swap two axes."""
     axes = call.axes_before(call["self"])
@@ -98,7 +100,7 @@ def transpose(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("expand", "expand_as", "broadcast_to", sizes=("size",))
+@rule("expand expand_as broadcast_to", sizes=("size",))
 def expand(call: Call) -> None:
     """Repeat axes of size 1: the new axes follow whatever they meet."""
     x, out = call["self"], call.out
@@ -135,7 +137,7 @@ def repeat_interleave(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("slice", "narrow", sizes=("start", "end", "length"), index=True)
+@rule("slice narrow", sizes=("start", "end", "length"), index=True)
 def slice_(call: Call) -> None:
     """Slice the labels."""
     x = call["self"]
@@ -151,7 +153,7 @@ def slice_(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("select", "unbind")
+@rule("select unbind")
 def select(call: Call) -> None:
     """Take constant positions: that axis may not change."""
     axes = call.axes(call["self"])
@@ -160,8 +162,13 @@ def select(call: Call) -> None:
         call.put(out, axes)
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "tensor_split",
-      sizes=("split_size", "split_sizes"), index=True)  # fmt: skip
+@rule(
+    """
+    split split_with_sizes chunk unsafe_split unsafe_chunk unsafe_split_with_sizes tensor_split
+    """,
+    sizes=("split_size", "split_sizes"),
+    index=True,
+)
 def split(call: Call) -> None:
     """Cut the labels into consecutive parts."""
     x = call["self"]
@@ -176,7 +183,7 @@ def split(call: Call) -> None:
         begin = end
 
 
-@rule("cat", "concat", "concatenate", index=True)
+@rule("cat concat concatenate", index=True)
 def cat(call: Call) -> None:
     """Concatenate the labels; parts without labels are frozen."""
     parts = [t for t in call["tensors"] if not (t.dim() == 1 and t.shape[0] == 0)]
@@ -262,7 +269,7 @@ def flip(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
+@rule("pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle")
 def shuffle(call: Call) -> None:
     """Move channels into space and back, or between groups: views and a permutation."""
     x, out = call["self"], call.out

@@ -17,9 +17,12 @@ def per_channel(call: Call) -> list[Axis]:
     return axes
 
 
-@rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-      "cudnn_batch_norm", "_batch_norm_impl_index", "_batch_norm_no_update", "_batch_norm_with_update",
-      "instance_norm")  # fmt: skip
+@rule(
+    """
+    batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
+    _batch_norm_impl_index _batch_norm_no_update _batch_norm_with_update instance_norm
+    """
+)
 def batch_norm(call: Call) -> None:
     """Each channel is normalised alone."""
     axes = per_channel(call)
@@ -29,7 +32,7 @@ def batch_norm(call: Call) -> None:
     call.put(call.outputs[0], axes)
 
 
-@rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", sizes=("normalized_shape",))
+@rule("layer_norm native_layer_norm rms_norm _fused_rms_norm", sizes=("normalized_shape",))
 def layer_norm(call: Call) -> None:
     """The last axes are normalised together."""
     axes = call.axes(call["input"])
@@ -43,7 +46,7 @@ def layer_norm(call: Call) -> None:
     call.put(call.outputs[0], axes)
 
 
-@rule("group_norm", "native_group_norm", sizes=("num_groups", "group", "C", "HxW"))
+@rule("group_norm native_group_norm", sizes=("num_groups", "group", "C", "HxW"))
 def group_norm(call: Call) -> None:
     """Channels of one group are normalised together; the number of groups stays, but for groups of one channel."""
     axes = per_channel(call)
@@ -62,9 +65,12 @@ def renormalize(call: Call, axis: Axis) -> None:
         call.space.renormalized.append(axis)
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin", "cumsum", "cumsum_", "cumprod",
-      "logcumsumexp", "cummax", "cummin", "sort", "argsort", "topk", "diff", "renorm", "msort", "median", "kthvalue",
-      "mode", "nanmedian", "quantile", "gumbel_softmax")  # fmt: skip
+@rule(
+    """
+    softmax log_softmax _softmax _log_softmax _safe_softmax softmin cumsum cumsum_ cumprod logcumsumexp cummax
+    cummin sort argsort topk diff renorm msort median kthvalue mode nanmedian quantile gumbel_softmax
+    """
+)
 def along_one_axis(call: Call) -> None:
     """One channel's result depends on the others: the axis may not change."""
     x = call["self"]

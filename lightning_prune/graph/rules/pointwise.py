@@ -11,10 +11,20 @@ from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 from lightning_prune.graph.rules.table import rule
 
 CASTS = frozenset(
-    "aten::" + name
-    for name in ("clone", "contiguous", "alias", "detach", "detach_", "to", "_to_copy", "lift_fresh", "lift", "type_as",
-                 "float", "half", "bfloat16", "double", "requires_grad_", "_conj", "resolve_conj", "resolve_neg", "positive")
-)  # fmt: skip
+    f"aten::{name}"
+    for name in (
+        "clone",
+        "contiguous",
+        "alias",
+        "detach",
+        "detach_",
+        "to",
+        "_to_copy",
+        "lift_fresh",
+        "type_as",
+        "positive",
+    )
+)
 
 
 def broadcast_axes(call: Call, tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Axis]:
@@ -30,17 +40,19 @@ def broadcast_axes(call: Call, tensors: Sequence[Tensor], shape: Sequence[int]) 
     return result
 
 
-@rule("dropout", "dropout_", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "hardswish",
-      "hardswish_", "hardsigmoid", "hardsigmoid_", "hardtanh", "hardtanh_", "relu6", "relu6_", "selu", "celu", "celu_",
-      "rrelu", "rrelu_", "rrelu_with_noise", "glu_jvp", "where", "masked_fill", "masked_fill_", "clone", "contiguous",
-      "alias", "detach", "detach_", "to", "_to_copy", "lift_fresh", "lift", "type_as", "requires_grad_", "zeros_like",
-      "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bernoulli", "bernoulli_", "uniform_", "normal_",
-      "exponential_", "random_", "fill_", "fill", "zero_", "copy_", "copy", "gelu", "gelu_", "silu", "silu_", "mish",
-      "mish_", "relu", "relu_", "logsigmoid", "log_sigmoid", "log_sigmoid_forward", "softplus", "softsign", "tanhshrink",
-      "clip", "clip_", "clamp", "clamp_", "square", "square_", "divide", "multiply", "subtract", "true_divide",
-      "floor_divide", "remainder", "fmod", "addcmul", "addcdiv", "lerp", "nan_to_num", "nan_to_num_", "positive",
-      "_conj", "resolve_conj", "resolve_neg", "real", "imag", "abs", "bitwise_not", "logical_not", "isnan", "isinf",
-      "isfinite", "float_power", "ldexp", "absolute", "negative", "arctan2")  # fmt: skip
+@rule(
+    """
+    dropout dropout_ alpha_dropout feature_dropout feature_alpha_dropout native_dropout hardswish hardswish_
+    hardsigmoid hardsigmoid_ hardtanh hardtanh_ relu6 relu6_ selu celu celu_ rrelu rrelu_ rrelu_with_noise glu_jvp
+    where masked_fill masked_fill_ clone contiguous alias detach detach_ to _to_copy lift_fresh lift type_as
+    requires_grad_ zeros_like ones_like empty_like full_like rand_like randn_like bernoulli bernoulli_ uniform_
+    normal_ exponential_ random_ fill_ fill zero_ copy_ copy gelu gelu_ silu silu_ mish mish_ relu relu_
+    logsigmoid log_sigmoid log_sigmoid_forward softplus softsign tanhshrink clip clip_ clamp clamp_ square square_
+    divide multiply subtract true_divide floor_divide remainder fmod addcmul addcdiv lerp nan_to_num nan_to_num_
+    positive _conj resolve_conj resolve_neg real imag abs bitwise_not logical_not isnan isinf isfinite float_power
+    ldexp absolute negative arctan2
+    """
+)
 def pointwise(call: Call) -> None:
     """Bind the broadcast axes of all tensor arguments."""
     inputs = call.inputs
@@ -61,7 +73,7 @@ def _written(call: Call, old: Axis, new: Axis) -> Axis:
     return FIXED
 
 
-@rule("prelu", "_prelu_kernel")
+@rule("prelu _prelu_kernel")
 def prelu(call: Call) -> None:
     """The weight is one value, or one per channel (axis 1)."""
     x, w = call["self"], call["weight"]
@@ -85,7 +97,7 @@ def glu(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("tril", "triu", "tril_", "triu_")
+@rule("tril triu tril_ triu_")
 def triangle(call: Call) -> None:
     """What is zeroed depends on the position along the last two axes."""
     axes = call.axes(call["self"])

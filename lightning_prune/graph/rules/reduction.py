@@ -13,8 +13,12 @@ from lightning_prune.graph.rules.table import rule
 LENGTH_COUNTS = frozenset(f"aten::{n}" for n in ("sum", "nansum", "linalg_vector_norm", "norm", "logsumexp", "prod"))
 
 
-@rule("mean", "sum", "nansum", "nanmean", "prod", "amax", "amin", "max", "min", "aminmax", "var", "std", "var_mean",
-      "std_mean", "norm", "linalg_vector_norm", "linalg_norm", "logsumexp", "all", "any", "count_nonzero")  # fmt: skip
+@rule(
+    """
+    mean sum nansum nanmean prod amax amin max min aminmax var std var_mean std_mean norm linalg_vector_norm
+    linalg_norm logsumexp all any count_nonzero
+    """
+)
 def reduce(call: Call) -> None:
     """Reduce over `dim`, all axes when it is absent; with two tensors `max` and `min` act on each element."""
     if call["other"] is not None:
@@ -36,7 +40,7 @@ def reduce(call: Call) -> None:
             call.put(out, [a for d, a in enumerate(axes) if d not in dims])
 
 
-@rule("argmax", "argmin")
+@rule("argmax argmin")
 def arg_reduce(call: Call) -> None:
     """The result is a position: the axis may not change."""
     x = call["self"]
@@ -49,35 +53,16 @@ def arg_reduce(call: Call) -> None:
 
 
 @rule(
-    *(
-        f"{kind}{n}d"
-        for n in (1, 2, 3)
-        for kind in (
-            "avg_pool",
-            "max_pool",
-            "adaptive_avg_pool",
-            "adaptive_max_pool",
-            "_adaptive_avg_pool",
-            "upsample_nearest",
-            "_upsample_nearest_exact",
-            "reflection_pad",
-            "replication_pad",
-            "lp_pool",
-        )
-    ),
-    "max_pool1d_with_indices",
-    "max_pool2d_with_indices",
-    "max_pool3d_with_indices",
-    "upsample_linear1d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "upsample_trilinear3d",
-    "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa",
-    "grid_sampler_2d",
-    "grid_sampler_3d",
-    "fractional_max_pool2d",
-    "im2col_backward",
+    """
+    avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d _adaptive_avg_pool1d upsample_nearest1d
+    _upsample_nearest_exact1d reflection_pad1d replication_pad1d lp_pool1d avg_pool2d max_pool2d
+    adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool2d upsample_nearest2d _upsample_nearest_exact2d
+    reflection_pad2d replication_pad2d lp_pool2d avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d
+    _adaptive_avg_pool3d upsample_nearest3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d lp_pool3d
+    max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices upsample_linear1d upsample_bilinear2d
+    upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d
+    grid_sampler_3d fractional_max_pool2d im2col_backward
+    """
 )
 def spatial(call: Call) -> None:
     """Batch and channels stay; the last n axes are space, whose size is fixed."""

@@ -29,11 +29,11 @@ class RuleEntry:
 RULES: dict[str, RuleEntry] = {}
 
 
-def rule(*names: str, sizes: Sequence[str] = (), index: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen ops, named without overload; every overload shares it."""
+def rule(names: str, sizes: Sequence[str] = (), index: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen ops, named without overload and separated by spaces; every overload shares it."""
 
     def register(apply: Rule) -> Rule:
-        for name in names:
+        for name in names.split():
             assert f"aten::{name}" not in RULES, f"two rules for {name}"
             RULES[f"aten::{name}"] = RuleEntry(apply, frozenset(sizes), index)
         return apply
