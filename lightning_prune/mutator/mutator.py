@@ -17,15 +17,13 @@ from lightning_prune.graph.call import Rule
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.mutator import config as written
 from lightning_prune.mutator import wiring
+from lightning_prune.mutator.arguments import parse_channel_unit, split_input
+from lightning_prune.mutator.describe import describe_structure
 from lightning_prune.ops import DynamicOp, dynamic_ops, static_view
-from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits, UnitRow
-from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
+from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits
+from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit
 
 __all__ = ["ChannelMutator"]
-
-UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
-    t.__name__: t for t in (MutableChannelUnit, L1MutableChannelUnit, SequentialMutableChannelUnit)
-}
 
 
 class ChannelMutator:
@@ -64,7 +62,7 @@ class ChannelMutator:
         ops: Mapping[type[nn.Module], type[DynamicOp]] | None = None,
         strict: bool = False,
     ) -> None:
-        self.unit_type, self.default_args, own = _parse_channel_unit(channel_unit)
+        self.unit_type, self.default_args, own = parse_channel_unit(channel_unit)
         self.example_input = example_input
         self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         self.rules, self.ops, self.strict = rules, ops, strict
@@ -133,7 +131,7 @@ class ChannelMutator:
             for place in spec.places:
                 op = modules[place.layer]
                 if isinstance(op, DynamicOp):
-                    attr = _attribute(op, place.tensor.rpartition(".")[2], place.dim)
+                    attr = wiring.attribute_of(op, place.tensor.rpartition(".")[2], place.dim)
                     makes, reads = roles.get((place.layer, attr, spec.name), (False, False))
                     roles[place.layer, attr, spec.name] = makes or place.is_output, reads or place.is_input
         wiring.members(model, by_name, lambda *key: roles.get(key, (False, False)))
@@ -384,30 +382,7 @@ class ChannelMutator:
 
     def report(self) -> StructureReport:
         """Return every unit with its share of the cost, and every frozen axis with the reason."""
-        graph = self.graph
-        full, model = graph.cost.full, graph.cost
-        total = max(model.measure("macs", full), 1)
-        least = np.array([{u.name: u.min_channels for u in self.units}[n] for n in model.names], np.int64)
-        rows = []
-        for spec, unit in zip(graph.units, self.units, strict=True):
-            one = np.where(np.array(model.names) == spec.name, 1, full)
-            remarks = [w for w, on in (("renormalizing", spec.renormalizing), ("rescaling", spec.rescaling)) if on]
-            layers = tuple(dict.fromkeys(p.layer or p.tensor for p in spec.places))
-            share = 1 - model.measure("macs", one) / total
-            rows.append(
-                UnitRow(spec.name, spec.axis, spec.num_channels, unit.activated_channels, layers, share, tuple(remarks))
-            )
-        now = self.counts()
-        costs = {
-            k: (model.measure(k, now), model.measure(k, full), model.measure(k, least))
-            for k in ("macs", "params", "channels")
-        }
-        frozen = tuple((f.tensor, f.dim, f.size, f.reason) for f in graph.frozen)
-        notes = [
-            *graph.notes,
-            *(f"no rule for {op} ({n} calls): what it touches is frozen" for op, n in graph.unknown.items()),
-        ]
-        return StructureReport(tuple(rows), frozen, costs, tuple(notes))
+        return describe_structure(self.graph, self.units, self.counts())
 
     def config_template(
         self, only_mutable_units: bool = False, with_unit_init_args: bool = False, with_channels: bool = False
@@ -439,40 +414,3 @@ class ChannelMutator:
     def _fingerprint(self) -> dict[str, str]:
         with static_view(self.model):
             return written.fingerprint(self.model)
-
-
-def _attribute(op: DynamicOp, tensor: str, dim: int) -> str:
-    """Return the attribute of an axis; channels counted per group belong to the whole channel axis."""
-    axes = op.tensor_axes.get(tensor)
-    attr = axes[dim] if axes else None
-    return (attr or f"{tensor}.{dim}").removesuffix("_per_group")
-
-
-def _parse_channel_unit(channel_unit: Any) -> tuple[type[MutableChannelUnit], dict[str, Any], dict[str, Any]]:
-    arguments: dict[str, Any] = {}
-    entries: dict[str, Any] = {}
-    if isinstance(channel_unit, Mapping):
-        plain = written.load_plain(channel_unit)
-        unknown = sorted(plain.keys() - {"type", "default_args", "units"})
-        if unknown:
-            raise ConfigError(
-                f"Got channel_unit with {unknown}. {did_you_mean(unknown[0], ('type', 'default_args', 'units'))}"
-            )
-        arguments, entries = dict(plain.get("default_args") or {}), dict(plain.get("units") or {})
-        channel_unit = plain.get("type", L1MutableChannelUnit)
-    if isinstance(channel_unit, str):
-        if channel_unit not in UNIT_TYPES:
-            raise ConfigError(f"Got channel_unit {channel_unit!r}. {did_you_mean(channel_unit, UNIT_TYPES)}")
-        channel_unit = UNIT_TYPES[channel_unit]
-    if not (isinstance(channel_unit, type) and issubclass(channel_unit, MutableChannelUnit)):
-        raise ConfigError(
-            f"Got channel_unit={channel_unit!r}; expected a MutableChannelUnit class, its name or a mapping."
-        )
-    return channel_unit, arguments, entries
-
-
-def split_input(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments of an example input: a tensor, a tuple or a mapping."""
-    if isinstance(example_input, Mapping):
-        return (), dict(example_input)
-    return (tuple(example_input), {}) if isinstance(example_input, (tuple, list)) else ((example_input,), {})

@@ -150,3 +150,10 @@ def find_units(model: nn.Module, make: Callable[[int], MutableChannelUnit]) -> l
                     unit = found[id(span.mutable)] = make(span.mutable.num_channels)
                     unit.mutable = span.mutable
     return list(found.values())
+
+
+def attribute_of(op: DynamicOp, tensor: str, dim: int) -> str:
+    """Return the attribute of an axis; channels counted per group belong to the whole channel axis."""
+    axes = op.tensor_axes.get(tensor)
+    attr = axes[dim] if axes else None
+    return (attr or f"{tensor}.{dim}").removesuffix("_per_group")

@@ -1,0 +1,46 @@
+"""Read the arguments of `ChannelMutator`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.mutator.config import load_plain
+from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
+
+__all__ = ["parse_channel_unit", "split_input"]
+
+UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
+    t.__name__: t for t in (MutableChannelUnit, L1MutableChannelUnit, SequentialMutableChannelUnit)
+}
+
+
+def parse_channel_unit(channel_unit: Any) -> tuple[type[MutableChannelUnit], dict[str, Any], dict[str, Any]]:
+    arguments: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
+    if isinstance(channel_unit, Mapping):
+        plain = load_plain(channel_unit)
+        unknown = sorted(plain.keys() - {"type", "default_args", "units"})
+        if unknown:
+            raise ConfigError(
+                f"Got channel_unit with {unknown}. {did_you_mean(unknown[0], ('type', 'default_args', 'units'))}"
+            )
+        arguments, entries = dict(plain.get("default_args") or {}), dict(plain.get("units") or {})
+        channel_unit = plain.get("type", L1MutableChannelUnit)
+    if isinstance(channel_unit, str):
+        if channel_unit not in UNIT_TYPES:
+            raise ConfigError(f"Got channel_unit {channel_unit!r}. {did_you_mean(channel_unit, UNIT_TYPES)}")
+        channel_unit = UNIT_TYPES[channel_unit]
+    if not (isinstance(channel_unit, type) and issubclass(channel_unit, MutableChannelUnit)):
+        raise ConfigError(
+            f"Got channel_unit={channel_unit!r}; expected a MutableChannelUnit class, its name or a mapping."
+        )
+    return channel_unit, arguments, entries
+
+
+def split_input(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments of an example input: a tensor, a tuple or a mapping."""
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    return (tuple(example_input), {}) if isinstance(example_input, (tuple, list)) else ((example_input,), {})
