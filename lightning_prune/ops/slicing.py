@@ -11,7 +11,18 @@ from torch import Tensor
 from lightning_prune.errors import ConfigError
 from lightning_prune.mutables import KeptIndices
 
-__all__ = ["Cut", "is_full", "is_kept", "is_prefix", "put_", "replace_data_", "same_cuts", "shrink_", "take"]
+__all__ = [
+    "Cut",
+    "is_full",
+    "is_kept",
+    "is_prefix",
+    "put_",
+    "replace_data_",
+    "same_cuts",
+    "shrink_",
+    "take",
+    "take_copy",
+]
 
 
 class Cut(NamedTuple):
@@ -155,14 +166,14 @@ def shrink_(tensor: Tensor, cuts: Sequence[Cut]) -> None:
     if not cuts or (not is_full(tensor, cuts) and is_kept(tensor, cuts)):
         return
     with torch.no_grad():
-        grad = None if tensor.grad is None else _own(take(tensor.grad, cuts), tensor.grad)
-        part = _own(take(tensor.detach(), cuts), tensor)
+        grad = None if tensor.grad is None else take_copy(tensor.grad, cuts)
+        part = take_copy(tensor.detach(), cuts)
         replace_data_(tensor, part)
         if grad is not None:
             tensor.grad = grad
 
 
-def _own(part: Tensor, full: Tensor) -> Tensor:
-    """Return `part` in memory of its own: a view would keep, and save, all of `full`."""
-    shared = part.untyped_storage().data_ptr() == full.untyped_storage().data_ptr()
-    return part.clone(memory_format=torch.preserve_format) if shared else part
+def take_copy(full: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """Return the kept entries in memory of their own: a view would keep, and save, all of `full`."""
+    part = take(full, cuts)
+    return part.clone() if part is full or is_prefix(full, cuts) else part

@@ -1,0 +1,48 @@
+"""Make a new plain, small model out of a supernet."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import nn
+
+from lightning_prune.ops import to_static_
+from lightning_prune.ops.structure import remember_structure_, structure_of
+
+__all__ = ["export_pruned"]
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def export_pruned(model: ModelT) -> ModelT:
+    """Return a new model of plain layers with only the kept channels; `model` is left alone.
+
+    The new model gives the same outputs, bit for bit where the kernels round alike, and contains no class of this
+    library. It remembers its structure, which `lightning_prune.checkpoint.structure_of` returns: save that under the
+    key ``lightning_prune`` beside the ``state_dict``, and `load_pruned` can rebuild the model from its class.
+
+    Args:
+        model: Any model; one without dynamic ops is copied.
+
+    Returns:
+        A deep copy, with shrunk tensors and integers.
+
+    Raises:
+        ConfigError: The masks describe no plain layer, or differ between modules that share a tensor.
+
+    Example:
+        >>> import torch
+        >>> from lightning_prune.mutables import MutableChannel
+        >>> from lightning_prune.ops import convert_
+        >>> layer, unit = convert_(nn.Linear(4, 2)), MutableChannel(4)
+        >>> layer.get_mutable_attr("in_channels").register_mutable(unit, 0, 4)
+        >>> unit.current_choice = torch.tensor([True, False, False, True])
+        >>> export_pruned(layer)
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    small = copy.deepcopy(model)
+    structure = structure_of(small)
+    to_static_(small)
+    remember_structure_(small, structure)
+    return small

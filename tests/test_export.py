@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from lightning_prune.export import export_pruned
+from lightning_prune.mutables import MutableChannel
+from lightning_prune.ops import DynamicOp, convert_
+
+BATCH = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4)
+
+
+def supernet() -> nn.Sequential:
+    """Two layers that share a hidden width of 5, of which 0, 2 and 3 are kept."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    hidden = MutableChannel(5)
+    convert_(model[0]).get_mutable_attr("out_channels").register_mutable(hidden, 0, 5)
+    convert_(model[2]).get_mutable_attr("in_channels").register_mutable(hidden, 0, 5)
+    hidden.current_choice = torch.tensor([True, False, True, True, False])
+    return model
+
+
+def test_export_gives_a_new_small_model_and_leaves_its_argument_alone():
+    model = supernet()
+    before = copy.deepcopy(model.state_dict())
+    small = export_pruned(model)
+    assert [type(layer) for layer in small] == [nn.Linear, nn.Tanh, nn.Linear]
+    assert [tuple(p.shape) for p in small.parameters()] == [(3, 4), (3,), (2, 3), (2,)]
+    assert torch.equal(small(BATCH), model(BATCH))
+    assert isinstance(model[0], DynamicOp)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {id(p) for p in small.parameters()}.isdisjoint({id(p) for p in model.parameters()})
+
+
+def test_export_of_a_plain_model_is_a_copy():
+    model = nn.Linear(2, 2)
+    small = export_pruned(model)
+    assert small is not model
+    assert torch.equal(small.weight, model.weight)
+
+
+def test_export_contains_no_class_of_this_library():
+    model = supernet()
+    for module in export_pruned(model).modules():
+        assert not type(module).__module__.startswith("lightning_prune")
+        assert all(not type(value).__module__.startswith("lightning_prune") for value in module.__dict__.values())
