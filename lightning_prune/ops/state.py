@@ -99,6 +99,8 @@ class DynamicState:
         """
         fields = module.__dict__
         value = fields[name] if name in fields else inspect.getattr_static(self.static, name, None)
+        if value is None and name in fields:
+            return None  # such as no padding index
         if isinstance(value, bool) or not isinstance(value, int | tuple | list):
             valid = [
                 attr for attr, number in fields.items() if isinstance(number, int) and not isinstance(number, bool)
