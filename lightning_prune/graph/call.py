@@ -120,7 +120,7 @@ class Call:
 
     def bind(self, a: Axis, b: Axis) -> Axis:
         """Make two axes of equal length one (see `LabelSpace.bind`)."""
-        return self.space.bind(a, b, self.where)
+        return self.space.bind(a, b, lambda: f"meets a fixed size in {self.where()}")
 
     def freeze(self, axis: Axis, why: str = "") -> None:
         """Forbid removal along the axis; the report says `why`, in words, and where."""

@@ -74,10 +74,11 @@ def close(
     Returns:
         The smallest classes that satisfy every binding, freeze and product.
     """
+    _refine_grids(space, _components(np.arange(space.size), pairs))
+    products = space.products
     classes = _components(np.arange(space.size), pairs)
     seeds = np.concatenate([a for a, _ in frozen]) if frozen else np.zeros(0, np.int64)
     causes = np.concatenate([np.full(len(a), r) for a, r in frozen]) if frozen else np.zeros(0, np.int64)
-    products = _refined(space, classes)
     while True:
         state = _State(classes, seeds, causes)
         for product in products:
@@ -191,7 +192,7 @@ def _along(values: npt.NDArray[Any], axis: int, product: Product) -> npt.NDArray
     return values.reshape(shape)
 
 
-def _refined(space: LabelSpace, classes: IntArray) -> list[Product]:
+def _refine_grids(space: LabelSpace, classes: IntArray) -> None:
     """Make factorisations of one axis agree: where one refines the other, split the coarse factor too."""
     by_flat: dict[bytes, list[Product]] = {}
     for product in list(space.products):
@@ -199,7 +200,6 @@ def _refined(space: LabelSpace, classes: IntArray) -> list[Product]:
     for group in by_flat.values():
         if len({p.shape for p in group}) > 1:
             _common_refinement(space, group)
-    return space.products
 
 
 def _common_refinement(space: LabelSpace, group: Sequence[Product]) -> None:

@@ -95,7 +95,7 @@ class Integers:
             None on success, else the mismatch that no integer mends.
         """
         followers = self.followers(closure, units)
-        failure = self._attempt(alive, followers)
+        failure = self._attempt(alive, followers, ["eval"]) or self._attempt(alive, followers)
         axes = _Axes(self.trace, closure, units)
         extra: list[Follower] = []
         while failure is not None and len(extra) < _RULES_PER_ATTEMPT:
@@ -131,14 +131,17 @@ class Integers:
                     continue
                 for labels in axes.changed(name, value, alive):
                     follower = Follower(name, attribute, element, labels)
-                    result = self._attempt(alive, [*followers, *extra, follower])
+                    rewrites = [*followers, *extra, follower]
+                    result = self._attempt(alive, rewrites, ["eval"]) or self._attempt(alive, rewrites)
                     if result is None or result.step > failure.step:
                         return follower, result
         return None
 
-    def _attempt(self, alive: BoolArray, followers: Sequence[Follower]) -> Mismatch | None:
+    def _attempt(
+        self, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None = None
+    ) -> Mismatch | None:
         try:
-            run_lockstep(self.trace, alive, followers)
+            run_lockstep(self.trace, alive, followers, modes)
         except Mismatch as mismatch:
             return mismatch
         return None

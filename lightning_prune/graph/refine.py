@@ -13,14 +13,12 @@ from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Integers, known_followers
 from lightning_prune.graph.labels import IntArray, is_labelled
-from lightning_prune.graph.partition import Layers, Partition, partition
+from lightning_prune.graph.partition import Layers, Partition, find_vital, partition
 from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Refinement", "refine"]
 
-_CUTS = frozenset(
-    f"aten::{n}" for n in ("chunk", "split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split")
-)
+_CUTS = frozenset(f"aten::{n}" for n in ("split", "split_with_sizes", "unsafe_split", "tensor_split"))
 
 
 @dataclass
@@ -54,8 +52,12 @@ class Refinement:
 
     def close(self) -> tuple[Closure, Partition]:
         """Work out classes and units from all constraints."""
-        closure = close(self.trace.space, self.pairs, self.frozen)
-        return closure, partition(self.trace, closure, self.parameters, self.layers)
+        while True:
+            closure = close(self.trace.space, self.pairs, self.frozen)
+            vital = find_vital(self.trace, closure)
+            if not len(vital):
+                return closure, partition(self.trace, closure, self.parameters, self.layers)
+            self.freeze(vital, "without it a whole tensor would be empty")
 
 
 def refine(
@@ -81,7 +83,7 @@ def refine(
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
-        if not _find_counterexample(known, closure, units):
+        if not _find_counterexamples(known, closure, units):
             return known, closure, units
 
 
@@ -104,34 +106,45 @@ def _freeze_ignored(known: Refinement, ignored: Callable[[str], str | None]) -> 
                 known.freeze(axis, f"ignore={pattern!r}")
 
 
-def _find_counterexample(known: Refinement, closure: Closure, units: Partition) -> bool:
-    """Certify all units together, by halves on failure; mend the first kind that fails and say whether one did."""
+def _find_counterexamples(known: Refinement, closure: Closure, units: Partition) -> bool:
+    """Certify all units together, by halves on failure; mend every kind that fails and say whether one did."""
     kinds: dict[str, list[UnitSpec]] = {}
     for unit in units.units:
         kinds.setdefault(unit.kind, []).append(unit)
     sampler = Sampler(known.trace, closure, units.units)
+    accepted: list[UnitSpec] = []
+    mended = False
+    before = frozenset(known.mended)
 
-    def grow(accepted: list[UnitSpec], candidates: Sequence[list[UnitSpec]]) -> bool:
-        """Accept the kinds that certify beside what is accepted; stop at the first that was mended by a constraint."""
+    def grow(candidates: Sequence[list[UnitSpec]]) -> None:
+        """Accept the kinds that certify beside what is accepted; mend those that do not."""
+        nonlocal mended
         members = [u for kind in candidates for u in kind]
-        followers = known.integers.followers(closure, units)
+        alive = sampler.alive([*accepted, *members])
         try:
-            run_lockstep(known.trace, sampler.alive([*accepted, *members]), followers)
-        except Mismatch as mismatch:
+            run_lockstep(known.trace, alive, known.integers.followers(closure, units))
+        except Mismatch:
             if len(candidates) > 1:
                 half = len(candidates) // 2
-                return grow(accepted, candidates[:half]) or grow(accepted, candidates[half:])
-            if len(members) > 1 and known.integers.learn(closure, units, sampler.alive(members[:1])) is None:
-                return grow(accepted, [members[:1]]) or grow(accepted, [members[1:]])
-            failure = known.integers.learn(closure, units, sampler.alive([*accepted, *members]))
+                grow(candidates[:half])
+                grow(candidates[half:])
+                return
+            alone = members[:1] if len(members) > 1 else [*accepted, *members]
+            failure = known.integers.learn(closure, units, sampler.alive(alone))
             if failure is not None:
+                mended = True
                 if not _bind_partner(known, closure, units, sampler, members):
-                    _mend(known, closure, members, failure, mismatch)
-                return True
-        accepted += members
-        return False
+                    _mend(known, closure, members, failure, before)
+                return
+            if len(members) > 1:
+                grow([members[:1]])
+                grow([members[1:]])
+                return
+        accepted.extend(members)
 
-    return bool(kinds) and grow([], list(kinds.values()))
+    if kinds:
+        grow(list(kinds.values()))
+    return mended
 
 
 class Sampler:
@@ -164,16 +177,21 @@ class Sampler:
         return self.closure.alive(dead)
 
 
-def _mend(known: Refinement, closure: Closure, members: Sequence[UnitSpec], failure: Mismatch, first: Mismatch) -> None:
-    """Add the first constraint that may help: bind the parts of an equal cut, keep a literal slice, or freeze."""
-    for mismatch in (failure, first):
-        event = mismatch.event
-        if event is None or (event.name, mismatch.step) in known.mended:
-            continue
-        known.mended.add((event.name, mismatch.step))
-        if event.name in _CUTS and _bind_parts(known, closure, mismatch):
+def _mend(
+    known: Refinement,
+    closure: Closure,
+    members: Sequence[UnitSpec],
+    failure: Mismatch,
+    before: frozenset[tuple[str, int]],
+) -> None:
+    """Add the first constraint that may help: bind the parts of a cut, keep a literal slice, or freeze."""
+    event = failure.event
+    if event is not None and (event.name, failure.step) not in before:
+        if event.name in _CUTS and _bind_parts(known, closure, failure):
+            known.mended.add((event.name, failure.step))
             return
-        if event.name == "aten::slice" and _keep_slice(known, closure, mismatch):
+        if event.name == "aten::slice" and _keep_slice(known, closure, failure):
+            known.mended.add((event.name, failure.step))
             return
     reason = f"{failure}" + (f" in {_innermost(known, failure)}" if failure.modules else "")
     known.refused.append(reason)

@@ -71,6 +71,7 @@ class Sandbox:
 
     def __post_init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._sized: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def make_like(self, tensor: Tensor) -> Tensor:
         """Return a stand-in for a tensor: fake, or a copy that a run may change."""
@@ -87,6 +88,9 @@ class Sandbox:
             shape: Shape of the slice.
             kept: Axis -> Int64 indices that remain; asked only where real data is needed.
         """
+        key = (id(tensor), tuple(shape))
+        if self.fake and key in self._sized:
+            return self._sized[key]
         if self.fake:
             with self.mode:
                 small = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
@@ -94,7 +98,10 @@ class Sandbox:
             small = tensor.detach().clone()
             for d, size in enumerate(shape):
                 small = small if size == small.shape[d] else small.index_select(d, kept(d).to(small.device))
-        return nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+        stand_in = nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+        if self.fake:  # a fake tensor holds no data that a run could change
+            self._sized[key] = stand_in
+        return stand_in
 
     def inputs(self, tree: Any) -> Any:
         """Return the example input with stand-ins for its tensors."""

@@ -170,9 +170,16 @@ def select(call: Call) -> None:
     index=True,
 )
 def split(call: Call) -> None:
-    """Cut the labels into consecutive parts."""
+    """Cut the labels into consecutive parts; a chunk cuts into equal ones, which must lose equally."""
     x = call["self"]
     d = call["dim"] % x.dim()
+    if "chunk" in call.name and is_labelled(labels := call.axes(x)[d]):
+        size = call.outputs[0].shape[d]
+        for begin in range(size, len(labels), size):
+            if begin + size > len(labels):
+                call.freeze(labels, "chunks of unequal size")
+            else:
+                call.bind(labels[:size], labels[begin : begin + size])
     begin = 0
     for out in call.outputs:
         axes = call.axes(x)
