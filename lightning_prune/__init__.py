@@ -1,1 +1,21 @@
 """Structured pruning inside PyTorch Lightning's fit."""
+
+from __future__ import annotations
+
+from lightning_prune.callback import PruningCallback
+from lightning_prune.checkpoint import load_pruned
+from lightning_prune.export import export_pruned
+from lightning_prune.mutator import ChannelMutator
+from lightning_prune.schedule import Schedule
+from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
+
+__all__ = [
+    "ChannelMutator",
+    "L1MutableChannelUnit",
+    "MutableChannelUnit",
+    "PruningCallback",
+    "Schedule",
+    "SequentialMutableChannelUnit",
+    "export_pruned",
+    "load_pruned",
+]

@@ -116,6 +116,18 @@ class ResolvedSchedule:
         """Return whether to prune at the start of this epoch or step."""
         return time in range(self.begin, self.end, self.every)
 
+    def latest(self, time: int) -> int | None:
+        """Return the last firing up to and with `time`; None before the first.
+
+        Example:
+            >>> plan = Schedule("linear", begin=2, end=8, every=3).resolve()
+            >>> [plan.latest(t) for t in (1, 2, 4, 5, 20)]
+            [None, 2, 2, 5, 5]
+        """
+        if time < self.begin:
+            return None
+        return min(time - (time - self.begin) % self.every, self.last)
+
     def progress(self, time: int) -> float:
         """Return how far the model is on its way to the target, once the firing at `time`, if any, has happened.
 

@@ -1,0 +1,7 @@
+"""`PruningCallback`: prunes a model while Lightning's Trainer fits it."""
+
+from __future__ import annotations
+
+from lightning_prune.callback.callback import PruningCallback
+
+__all__ = ["PruningCallback"]

@@ -1,0 +1,60 @@
+"""The checks of PruningCallback's arguments, once, at construction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+from lightning_prune.errors import ConfigError, did_you_mean
+
+__all__ = ["checked_divisor", "checked_globs", "checked_name", "checked_ratio"]
+
+
+def checked_name(argument: str, value: Any, valid: Iterable[str]) -> str:
+    """Return a name if it is a valid one.
+
+    Raises:
+        ConfigError: It is not; suggests the nearest.
+    """
+    names = list(valid)
+    if value not in names:
+        raise ConfigError(f"Got {argument}={value!r} for PruningCallback. {did_you_mean(value, names)}")
+    return str(value)
+
+
+def checked_divisor(value: Any) -> int:
+    """Return a whole number of at least 1.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else 0.0
+    if number < 1 or not number.is_integer():
+        raise ConfigError(f"Got divisor={value!r} for PruningCallback; expected a whole number of at least 1.")
+    return int(number)
+
+
+def checked_ratio(value: Any) -> float:
+    """Return a ratio in [0, 1].
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+        raise ConfigError(
+            f"Got min_ratio={value!r} for PruningCallback; expected what at least remains of a unit, in [0, 1]."
+        )
+    return float(value)
+
+
+def checked_globs(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Return globs as a tuple.
+
+    Raises:
+        ConfigError: One is no text.
+    """
+    globs = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(glob, str) for glob in globs):
+        raise ConfigError(f"Got ignore={value!r} for PruningCallback; expected globs over module and parameter names.")
+    return globs

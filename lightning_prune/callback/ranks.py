@@ -1,0 +1,128 @@
+"""All processes decide alike: scores are averaged, rank 0 plans, and every rank proves that it did the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from lightning_prune.errors import ConfigError, PlanError
+from lightning_prune.plan import KeepPlan
+
+__all__ = ["agree", "check_strategy", "mean_over_ranks", "plan_of_rank_zero", "rewrap_"]
+
+
+def check_strategy(trainer: Trainer, has_hooks: bool) -> None:
+    """Check that parameters may change their shape under the Trainer's strategy.
+
+    Args:
+        trainer: Its strategy is looked at.
+        has_hooks: Whether the module had the structure hooks before `fit`.
+
+    Raises:
+        ConfigError: They may not; or the processes start by spawn or fork, and the main one could not load the result.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__
+    is_sharded = isinstance(strategy, DeepSpeedStrategy) or "XLA" in name
+    if is_sharded or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ConfigError(
+            f"Got strategy {name}, which shards or holds parameters in a way that lets none change its shape; expected "
+            "a single device or strategy='ddp'. Prune on one device or with ddp first, then load_pruned(path, Model) "
+            "and train that with this strategy and without PruningCallback."
+        )
+    launcher = strategy.launcher
+    if launcher is not None and "MultiProcessing" in type(launcher).__name__ and not has_hooks:
+        raise ConfigError(
+            f"Got strategy {name} that starts its processes by {launcher._start_method!r}: the main process would load "  # type: ignore[attr-defined]
+            "the pruned weights into its dense model and fail after training. Use strategy='ddp', or call "
+            "lightning_prune.checkpoint.register_structure_hooks(model) before fit."
+        )
+
+
+def mean_over_ranks(trainer: Trainer, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean of every rank's scores; the same on all ranks.
+
+    Args:
+        trainer: Its strategy reduces.
+        scores: Unit name -> float `[C]` on the CPU, the same names and sizes on every rank.
+    """
+    if trainer.world_size == 1 or not scores:
+        return dict(scores)
+    flat = torch.cat([row.flatten() for row in scores.values()]).to(trainer.strategy.root_device)
+    mean = trainer.strategy.reduce(flat, reduce_op="mean")
+    assert isinstance(mean, Tensor), "a tensor reduces to a tensor"
+    parts = mean.cpu().split([row.numel() for row in scores.values()])
+    return dict(zip(scores, parts, strict=True))
+
+
+def plan_of_rank_zero(trainer: Trainer, make: Callable[[], KeepPlan]) -> KeepPlan:
+    """Return the plan that rank 0 makes.
+
+    Args:
+        trainer: Its strategy broadcasts.
+        make: Makes the plan; called on rank 0 only.
+
+    Raises:
+        PlanError: Rank 0 failed; raised on every rank, so that none waits for ever.
+    """
+    if trainer.world_size == 1:
+        return make()
+    message: Any = None
+    if trainer.is_global_zero:
+        try:
+            message = ("plan", dict(make().kept))
+        except Exception as error:
+            message = ("error", f"{type(error).__name__}: {error}")
+    kind, content = trainer.strategy.broadcast(message)
+    if kind == "error":
+        raise PlanError(f"Rank 0 found no plan. {content}")
+    return KeepPlan(content)
+
+
+def agree(trainer: Trainer, apply: Callable[[], KeepPlan]) -> None:
+    """Do something on every rank, and check that all of them ended with the same structure.
+
+    Args:
+        trainer: Its strategy gathers.
+        apply: Changes the structure and returns what it is then.
+
+    Raises:
+        PlanError: A rank failed, or has another structure; raised on every rank.
+    """
+    if trainer.world_size == 1:
+        apply()
+        return
+    failure: Exception | None = None
+    digest = -1
+    try:
+        kept = sorted(apply().kept.items())
+        digest = int.from_bytes(hashlib.sha256(repr(kept).encode()).digest()[:7], "big")
+    except Exception as error:
+        failure = error
+    mine = torch.tensor([digest], dtype=torch.int64, device=trainer.strategy.root_device)
+    found = trainer.strategy.all_gather(mine).flatten().tolist()
+    if failure is not None:
+        raise failure
+    failed = [rank for rank, value in enumerate(found) if value == -1]
+    if failed:
+        raise PlanError(f"Got a failure on rank(s) {failed} while pruning; rank {trainer.global_rank} stops too.")
+    if len(set(found)) > 1:
+        other = next(rank for rank, value in enumerate(found) if value != found[0])
+        raise PlanError(
+            f"Got another structure on rank {other} than on rank 0; expected the same on all. Do the ranks start from "
+            "the same checkpoint, with the same arguments?"
+        )
+
+
+def rewrap_(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Wrap the module again after parameters have changed their shape: reducers hold on to the old ones."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and strategy.model is not pl_module:
+        strategy.model = pl_module
+        strategy.configure_ddp()
