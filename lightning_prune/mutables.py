@@ -210,7 +210,6 @@ class MutableChannelContainer:
         self._spans = (*self._spans, Span(mutable, start, end, index))
         if all(mutable is not other for other in self._mutables):
             self._mutables = (*self._mutables, mutable)
-        self._cache = None
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -219,10 +218,11 @@ class MutableChannelContainer:
 
     @property
     def version(self) -> int:
-        """Moves whenever the mask of a registered mutable changes."""
-        if len(self._mutables) == 1:
-            return self._mutables[0]._version
-        return sum([mutable._version for mutable in self._mutables])
+        """Grows whenever the mask of a registered mutable changes, and with every span."""
+        version = len(self._spans)
+        for mutable in self._mutables:
+            version += mutable._version
+        return version
 
     @property
     def current_mask(self) -> Tensor:

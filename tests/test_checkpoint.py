@@ -264,6 +264,18 @@ def test_a_small_model_loads_its_own_tensors_without_metadata():
     assert model[0].out_features == 3
 
 
+def test_a_small_model_that_is_dynamic_again_stays_so():
+    model, other = cut_growable([True, False, True, True]), cut_growable([True, False, True, True])
+    unit = MutableChannel(3)
+    convert_(model[0]).get_mutable_attr("out_channels").register_mutable(unit, 0, 3)
+    convert_(model[2]).get_mutable_attr("in_channels").register_mutable(unit, 0, 3)
+    unit.current_choice = torch.tensor([True, True, False])
+    model.load_state_dict(other.state_dict())
+    assert isinstance(model[0], DynamicOp)
+    assert unit.activated_channels == 3
+    assert torch.equal(model(torch.ones(1, 3)), other(torch.ones(1, 3)))
+
+
 def test_a_dynamic_model_that_was_cut_the_same_way_takes_small_tensors_without_metadata():
     model, _ = dynamic(1)
     other = compacted()

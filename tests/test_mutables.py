@@ -142,11 +142,13 @@ def test_kept_indices_are_made_once_per_version():
 
 
 def test_a_later_span_is_seen_at_once():
-    channel, axis = MutableChannel(2), MutableChannelContainer(2)
+    channel, axis = MutableChannel(2), MutableChannelContainer(4)
     channel.current_choice = mask(0, 1)
     assert axis.kept("cpu") is None
     axis.register_mutable(channel, 0, 2)
-    assert axis.kept("cpu").tolist() == [1]
+    assert axis.kept("cpu").tolist() == [1, 2, 3]
+    axis.register_mutable(channel, 2, 4)
+    assert axis.kept("cpu").tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(

@@ -409,6 +409,18 @@ def test_tensor_axes_name_the_container_of_each_axis():
     assert op.axis_container("bias", -1) is op.get_mutable_attr("out_channels")
 
 
+def test_a_span_registered_after_a_read_is_seen():
+    op = ops.DynamicLinear.convert_from(nn.Linear(4, 2))
+    axis = op.get_mutable_attr("in_channels")
+    channel = MutableChannel(2)
+    channel.current_choice = torch.tensor([True, False])
+    axis.register_mutable(channel, 0, 2)
+    assert op.weight.shape == (2, 3)
+    axis.register_mutable(channel, 2, 4)
+    assert op.weight.shape == (2, 2)
+    assert op.in_features == 2
+
+
 def test_kept_lists_indices_per_axis():
     op = ops.DynamicConv2d.convert_from(nn.Conv2d(3, 2, 3))
     cut(op.get_mutable_attr("in_channels"), 0, 1, 1)

@@ -226,9 +226,9 @@ def test_l1_keeps_the_largest_norms():
 
 
 def test_of_equal_channels_the_first_remain():
-    unit = unit_of(output(linear(*[[1.0]] * 5)), num_channels=5)
-    unit.current_choice = 3
-    assert unit.mutable.current_mask.tolist() == [True, True, True, False, False]
+    unit = unit_of(output(linear(*[[1.0]] * 100)), num_channels=100)
+    unit.current_choice = 60
+    assert unit.mutable.current_mask.tolist() == [True] * 60 + [False] * 40
 
 
 def test_l1_averages_layers_and_ignores_norms_beside_them():
