@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_prune.graph.call import Call, tensors_in
 from lightning_prune.graph.channel_graph import Follower
@@ -72,8 +73,10 @@ class Lockstep(Walk):
         rules: Rules of the user.
     """
 
-    def __init__(self, events: Sequence[Event], alive: BoolArray, rules: Mapping[str, RuleEntry]) -> None:
-        super().__init__(rules)
+    def __init__(
+        self, events: Sequence[Event], alive: BoolArray, rules: Mapping[str, RuleEntry], mode: FakeTensorMode | None
+    ) -> None:
+        super().__init__(rules, mode)
         self.events = events
         self.alive = alive
         self._living: dict[int, int] = {}
@@ -185,7 +188,7 @@ def run_lockstep(
             args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))
             for k, tensor in enumerate(tensors_in((args, kwargs))):
                 name_tensor(tensor, f"input {k}")
-        watch = Lockstep(trace.events[mode], alive, trace.rules)
+        watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.fake_mode)
         forward = partial(model, *args, **kwargs)
         try:
             output = trace.sandbox.run(stand_ins, forward, watch, train=mode == "train", attributes=attributes)

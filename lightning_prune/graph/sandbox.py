@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from lightning_prune.graph.shortcuts import make_fake
+
 __all__ = ["Sandbox", "named_tensors", "tensors_within"]
 
 _CONTAINERS = (dict, list, set)
@@ -71,12 +73,17 @@ class Sandbox:
 
     def __post_init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._sized: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._fakes: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
+
+    @property
+    def fake_mode(self) -> FakeTensorMode | None:
+        """The mode of the fake tensors, None on real ones."""
+        return self.mode if self.fake else None
 
     def make_like(self, tensor: Tensor) -> Tensor:
         """Return a stand-in for a tensor: fake, or a copy that a run may change."""
         if self.fake:
-            return self.mode.from_tensor(tensor)
+            return self._fake(tensor, tensor.shape)
         copy = tensor.detach().clone()
         return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
@@ -88,24 +95,34 @@ class Sandbox:
             shape: Shape of the slice.
             kept: Axis -> Int64 indices that remain; asked only where real data is needed.
         """
-        key = (id(tensor), tuple(shape))
-        if self.fake and key in self._sized:
-            return self._sized[key]
         if self.fake:
-            with self.mode:
-                small = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-        else:
-            small = tensor.detach().clone()
-            for d, size in enumerate(shape):
-                small = small if size == small.shape[d] else small.index_select(d, kept(d).to(small.device))
-        stand_in = nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
-        if self.fake:  # a fake tensor holds no data that a run could change
-            self._sized[key] = stand_in
-        return stand_in
+            return self._fake(tensor, shape)
+        small = tensor.detach().clone()
+        for d, size in enumerate(shape):
+            small = small if size == small.shape[d] else small.index_select(d, kept(d).to(small.device))
+        return nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+
+    def _fake(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return a fake tensor; it holds no data that a run could change, so one serves all runs."""
+        if tensor.layout != torch.strided or (not tensor.is_contiguous() and tuple(shape) == tuple(tensor.shape)):
+            return self.mode.from_tensor(tensor)
+        key = (id(tensor), tensor.dtype, tuple(shape))
+        if key not in self._fakes:
+            fake = self._fakes[key] = make_fake(self.mode, tensor, shape)
+            if isinstance(tensor, nn.Parameter):
+                fake._is_param = True  # what isinstance(x, nn.Parameter) looks at
+        return self._fakes[key]
 
     def inputs(self, tree: Any) -> Any:
         """Return the example input with stand-ins for its tensors."""
-        return tree_map(lambda leaf: self.make_like(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+
+        def stand_in(leaf: Any) -> Any:  # a new one each time: a model may reshape its input in place
+            if not isinstance(leaf, Tensor):
+                return leaf
+            plain = self.fake and leaf.layout == torch.strided and leaf.is_contiguous()
+            return make_fake(self.mode, leaf, leaf.shape) if plain else self.make_like(leaf)
+
+        return tree_map(stand_in, tree)
 
     def run(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -28,6 +29,7 @@ from lightning_prune.graph.rules import RULES, RuleEntry
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
 from lightning_prune.graph.sandbox import Sandbox, named_tensors, tensors_within
+from lightning_prune.graph.shortcuts import shortcut
 
 __all__ = ["DenseTrace", "Event", "Walk", "trace_model"]
 
@@ -94,11 +96,13 @@ class Walk(TorchDispatchMode):
 
     Args:
         rules: Rules of the user, by schema name; they go before ours.
+        mode: The mode of fake tensors, None when the run is on real ones.
     """
 
-    def __init__(self, rules: Mapping[str, RuleEntry]) -> None:
+    def __init__(self, rules: Mapping[str, RuleEntry], mode: FakeTensorMode | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.rules = rules
+        self.mode = mode
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -118,7 +122,9 @@ class Walk(TorchDispatchMode):
         if name in _RESHAPES_SELF:
             before = (tuple(args[0].shape), axes_of(args[0]))
         inputs = tuple(identity(t) for t in tensors_in(list(named.values())))
-        out = func(*args, **kwargs)
+        out = shortcut(self.mode, func, name, named) if self.mode is not None else None
+        if out is None:
+            out = func(*args, **kwargs)
         if name in _TRANSPARENT:
             if out is not args[0]:
                 setattr(out, _IDENTITY, identity(args[0]))
@@ -137,7 +143,10 @@ class Walk(TorchDispatchMode):
         if torch.Tag.pointwise in func.tags:
             return _POINTWISE
         if name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
-            return RULES.get(name[:-1], _POINTWISE)
+            same = getattr(torch.ops.aten, name[6:-1], None)  # the op that is not in place
+            if name[:-1] not in RULES and same and torch.Tag.pointwise in getattr(same, same.overloads()[0]).tags:
+                return _POINTWISE
+            return RULES.get(name[:-1])
         return None
 
     def carry(self, source: Tensor, out: Tensor) -> None:
@@ -185,10 +194,11 @@ class Recorder(Walk):
         self,
         space: LabelSpace,
         rules: Mapping[str, RuleEntry],
+        mode: FakeTensorMode | None,
         module_names: Mapping[int, str],
         outside: Mapping[int, str],
     ) -> None:
-        super().__init__(rules)
+        super().__init__(rules, mode)
         self.space = space
         self.module_names = module_names
         self.outside = outside
@@ -349,7 +359,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     args, kwargs, stand_ins = _stand_ins(trace, given)
     module_names = {id(m): n for n, m in model.named_modules()}
     outside = {id(t): n for n, t in named_tensors(model).items()}
-    recorder = Recorder(trace.space, trace.rules, module_names, outside)
+    recorder = Recorder(trace.space, trace.rules, sandbox.fake_mode, module_names, outside)
     try:
         output = sandbox.run(stand_ins, lambda: model(*args, **kwargs), recorder, train=mode == "train")
     except Exception as error:

@@ -98,7 +98,7 @@ def addmm(call: Call) -> None:
         call[n]
         for n in (("mat", "vec") if "vec" in call else ("mat1", "mat2") if "mat1" in call else ("batch1", "batch2"))
     )
-    axes = _matmul(call, a, b)
+    axes = _matmul(call, a, b)[-call.out.dim() :]  # addbmm sums over the batch
     for k in range(1, bias.dim() + 1):
         if bias.shape[-k] != 1:
             axes[-k] = call.bind(axes[-k], call.axes(bias)[-k])
@@ -123,6 +123,10 @@ def einsum(call: Call) -> None:
         shared = [sizes[c][1] for c in letters_out if all(c in t for t in terms)]
         inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
         mark_attention(call, shared, inner + [sizes[c][1] for c in letters_out[-1:]])
+    for letters, tensor in zip(terms, tensors, strict=True):
+        for d, letter in enumerate(letters):
+            if letter not in letters_out and isinstance(sizes[letter][1], str) and sizes[letter][1] == ANY:
+                call.pin(tensor, d)
     if len(tensors) > 1 and any(c not in letters_out for c in sizes):
         call.count(*sizes.values())
     call.put(call.out, [sizes[c][1] for c in letters_out])
@@ -160,6 +164,7 @@ def attention(call: Call) -> None:
         call.bind(heads, call.axes(v)[-3])
     batch = _broadcast(call, [batch_q, batch_k, batch_v])
     tokens = [call.sized(q, -2)[0], call.sized(k, -2)[0]]
+    call.bind(tokens[1][1], call.axes(v)[-2])
     if mask is not None:
         sized = call.sized(mask)
         _broadcast(call, [[*batch, *tokens], sized])

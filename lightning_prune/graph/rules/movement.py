@@ -95,7 +95,7 @@ def transpose(call: Call) -> None:
     """Swap two axes."""
     axes = call.axes_before(call["self"])
     if len(axes) > 1:
-        i, j = (call["dim0"], call["dim1"]) if "dim0" in call else (0, 1)
+        i, j = next(((call[a], call[b]) for a, b in (("dim0", "dim1"), ("axis0", "axis1")) if a in call), (0, 1))
         axes[i], axes[j] = axes[j], axes[i]
     call.put(call.out, axes)
 
@@ -283,9 +283,12 @@ def shuffle(call: Call) -> None:
     axes = call.axes(x)
     d = x.dim() - 3 if "pixel" in call.name else 1
     channels, labels = x.shape[d], axes[d]
+    for axis in axes[d + 1 :] if "pixel" in call.name else ():
+        call.freeze(axis, "a spatial axis")
     if "channel_shuffle" in call.name:
         groups = call["groups"]
         outer, inner = reshape_axes(call, [channels], [labels], [groups, channels // groups])
+        call.freeze(outer, "the groups of a shuffle")
         merged = reshape_axes(call, [channels // groups, groups], [inner, outer], [channels])
         axes[d] = merged[0]
     elif "unshuffle" in call.name:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_prune.graph.call import Call
-from lightning_prune.graph.labels import FIXED, Axis, is_labelled
+from lightning_prune.graph.call import Call, normalize_dims
+from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.table import rule
 
@@ -24,12 +24,18 @@ def per_channel(call: Call) -> list[Axis]:
     """
 )
 def batch_norm(call: Call) -> None:
-    """Each channel is normalised alone."""
+    """Each channel is normalised alone, over all other axes where the statistics are those of the batch."""
     axes = per_channel(call)
     if call.name == "aten::instance_norm":
         for axis in axes[2:]:
             call.freeze(axis, "a spatial axis")
+    elif call["training"] or call.name == "aten::_batch_norm_with_update":
+        for axis in (axes[0], *axes[2:]):
+            renormalize(call, axis)
     call.put(call.outputs[0], axes)
+    for statistic in call.outputs[1:]:
+        per_axis = statistic.dim() == 1 and statistic.shape[0] == call["input"].shape[1]
+        call.put(statistic, [axes[1]] if per_axis else [FIXED] * statistic.dim())
 
 
 @rule("layer_norm native_layer_norm rms_norm _fused_rms_norm", sizes=("normalized_shape",))
@@ -44,11 +50,13 @@ def layer_norm(call: Call) -> None:
     for axis in axes[-rank:]:
         renormalize(call, axis)
     call.put(call.outputs[0], axes)
+    for statistic in call.outputs[1:]:
+        call.put(statistic, [*axes[:-rank], *[ANY] * rank])
 
 
 @rule("group_norm native_group_norm", sizes=("num_groups", "group", "C", "HxW"))
 def group_norm(call: Call) -> None:
-    """Channels of one group are normalised together; the number of groups stays, but for groups of one channel."""
+    """The channels of a group and all of space are normalised together; groups stay, but for those of one channel."""
     axes = per_channel(call)
     groups = call["num_groups"] if "num_groups" in call else call["group"]
     size = call["input"].shape[1]
@@ -56,7 +64,11 @@ def group_norm(call: Call) -> None:
     if groups < size:
         call.freeze(outer, "the groups of a group norm")
         renormalize(call, inner)
+    for axis in axes[2:]:
+        renormalize(call, axis)
     call.put(call.outputs[0], axes)
+    for statistic in call.outputs[1:]:
+        call.put(statistic, [axes[0], outer])
 
 
 def renormalize(call: Call, axis: Axis) -> None:
@@ -67,18 +79,28 @@ def renormalize(call: Call, axis: Axis) -> None:
 
 @rule(
     """
-    softmax log_softmax _softmax _log_softmax _safe_softmax softmin cumsum cumsum_ cumprod logcumsumexp cummax
-    cummin sort argsort topk diff renorm msort median kthvalue mode nanmedian quantile gumbel_softmax
+    softmax log_softmax _softmax _log_softmax _safe_softmax cumsum cumsum_ cumprod logcumsumexp cummax
+    cummin sort argsort topk diff msort median kthvalue mode nanmedian
     """
 )
 def along_one_axis(call: Call) -> None:
     """One channel's result depends on the others: the axis may not change."""
     x = call["self"]
     axes = call.axes(x)
-    d = (call["dim"] if isinstance(call["dim"], int) else -1) % max(x.dim(), 1)
-    if axes:
+    dim = 0 if call.name == "aten::msort" else call["dim"]  # a median of all has no `dim`
+    dims = normalize_dims(dim, x.dim()) if x.dim() else []
+    for d in dims:
         call.freeze(axes[d], f"{call.name.removeprefix('aten::')} over channels")
         axes[d] = FIXED
     for out in call.outputs:
-        kept = axes if out.dim() == x.dim() else axes[:d] + axes[d + 1 :]
-        call.put(out, kept)
+        call.put(out, axes if out.dim() == x.dim() else [a for d, a in enumerate(axes) if d not in dims])
+
+
+@rule("renorm")
+def renorm(call: Call) -> None:
+    """Each slice along `dim` is normalised by the norm over all other axes."""
+    axes = call.axes(call["self"])
+    for d, axis in enumerate(axes):
+        if d != call["dim"] % len(axes):
+            renormalize(call, axis)
+    call.put(call.out, axes)

@@ -43,11 +43,11 @@ def broadcast_axes(call: Call, tensors: Sequence[Tensor], shape: Sequence[int]) 
 @rule(
     """
     dropout dropout_ alpha_dropout feature_dropout feature_alpha_dropout native_dropout hardswish hardswish_
-    hardsigmoid hardsigmoid_ hardtanh hardtanh_ relu6 relu6_ selu celu celu_ rrelu rrelu_ rrelu_with_noise glu_jvp
+    hardsigmoid hardsigmoid_ hardtanh hardtanh_ relu6 relu6_ selu celu celu_ rrelu rrelu_ rrelu_with_noise
     where masked_fill masked_fill_ clone contiguous alias detach detach_ to _to_copy lift_fresh lift type_as
     requires_grad_ zeros_like ones_like empty_like full_like rand_like randn_like bernoulli bernoulli_ uniform_
     normal_ exponential_ random_ fill_ fill zero_ copy_ copy gelu gelu_ silu silu_ mish mish_ relu relu_
-    logsigmoid log_sigmoid log_sigmoid_forward softplus softsign tanhshrink clip clip_ clamp clamp_ square square_
+    log_sigmoid log_sigmoid_forward softplus clip clip_ clamp clamp_ square square_
     divide multiply subtract true_divide floor_divide remainder fmod addcmul addcdiv lerp nan_to_num nan_to_num_
     positive _conj resolve_conj resolve_neg real imag abs bitwise_not logical_not isnan isinf isfinite float_power
     ldexp absolute negative arctan2

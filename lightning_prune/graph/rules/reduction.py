@@ -10,7 +10,24 @@ from lightning_prune.graph.rules.normalization import renormalize
 from lightning_prune.graph.rules.pointwise import pointwise
 from lightning_prune.graph.rules.table import rule
 
-LENGTH_COUNTS = frozenset(f"aten::{n}" for n in ("sum", "nansum", "linalg_vector_norm", "norm", "logsumexp", "prod"))
+# of equal values: their result depends on how many there are, unlike that of a mean or a maximum
+LENGTH_COUNTS = frozenset(
+    f"aten::{n}"
+    for n in (
+        "sum",
+        "nansum",
+        "linalg_vector_norm",
+        "linalg_norm",
+        "norm",
+        "logsumexp",
+        "prod",
+        "count_nonzero",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+    )
+)
 
 
 @rule(
@@ -54,14 +71,14 @@ def arg_reduce(call: Call) -> None:
 
 @rule(
     """
-    avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d _adaptive_avg_pool1d upsample_nearest1d
-    _upsample_nearest_exact1d reflection_pad1d replication_pad1d lp_pool1d avg_pool2d max_pool2d
+    avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d
+    _upsample_nearest_exact1d reflection_pad1d replication_pad1d avg_pool2d max_pool2d
     adaptive_avg_pool2d adaptive_max_pool2d _adaptive_avg_pool2d upsample_nearest2d _upsample_nearest_exact2d
-    reflection_pad2d replication_pad2d lp_pool2d avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d
-    _adaptive_avg_pool3d upsample_nearest3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d lp_pool3d
+    reflection_pad2d replication_pad2d avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d
+    _adaptive_avg_pool3d upsample_nearest3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d
     max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices upsample_linear1d upsample_bilinear2d
     upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d
-    grid_sampler_3d fractional_max_pool2d im2col_backward
+    grid_sampler_3d fractional_max_pool2d
     """
 )
 def spatial(call: Call) -> None:

@@ -1,0 +1,108 @@
+"""Results of the hottest ops from their shapes alone, on fake tensors: the op itself is not run.
+
+Only plain cases are taken (contiguous, shapes that fit); anything else, and every error, is left to the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+
+__all__ = ["make_fake", "shortcut"]
+
+_IN_PLACE = frozenset(
+    f"aten::{n}_" for n in ("relu", "silu", "hardswish", "hardtanh", "hardsigmoid", "relu6", "dropout")
+)
+_SAME_SHAPE = frozenset(
+    f"aten::{n}"
+    for n in (
+        *("batch_norm", "layer_norm", "group_norm", "softmax", "sigmoid", "dropout"),
+        *("relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "relu6"),
+    )
+)
+_PAIRS = frozenset({"aten::add", "aten::mul", "aten::add_", "aten::mul_", "aten::sub"})
+_CONVOLUTIONS = frozenset({"aten::conv1d", "aten::conv2d", "aten::conv3d"})
+_CHANNELS_FIRST = frozenset({"aten::batch_norm", "aten::group_norm"})
+
+
+def make_fake(mode: FakeTensorMode, like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a contiguous fake tensor with the dtype and device of another."""
+    with no_dispatch():  # or the modes that are on would see the making of it
+        return FakeTensor(mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
+
+
+def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -> Tensor | None:
+    """Return what an op would return, or None where it has to be run.
+
+    Args:
+        mode: The mode that fake tensors belong to.
+        func: The ATen overload.
+        name: Its schema name.
+        args: Its arguments by schema name.
+    """
+    x = args.get("input", args.get("self"))
+    if not isinstance(x, FakeTensor) or not x.is_contiguous():
+        return None
+    if name in _IN_PLACE:
+        return x
+    if name in _SAME_SHAPE:
+        fits = name not in _CHANNELS_FIRST and name != "aten::layer_norm"
+        return make_fake(mode, x, x.shape) if fits or _norm_fits(name, x, args) else None
+    if name in _PAIRS and func._overloadname == "Tensor":
+        other = args["other"]
+        same = isinstance(other, FakeTensor) and other.shape == x.shape and other.dtype == x.dtype
+        if not same or not other.is_contiguous():
+            return None
+        return x if name.endswith("_") else make_fake(mode, x, x.shape)
+    special = _SPECIAL.get(name)
+    return special(mode, x, args) if special else None
+
+
+def _norm_fits(name: str, x: Tensor, args: dict[str, Any]) -> bool:
+    """Return whether weight, bias and statistics fit; and no statistics of a single value are asked for."""
+    names = ("weight", "bias", "running_mean", "running_var")
+    given = [args[n] for n in names if isinstance(args.get(n), Tensor)]
+    if name == "aten::layer_norm":
+        shape = tuple(args["normalized_shape"])
+        return tuple(x.shape[-len(shape) :]) == shape and all(tuple(t.shape) == shape for t in given)
+    if not all(t.shape == (x.shape[1],) for t in given):
+        return False
+    return (name == "aten::group_norm" and x.shape[1] % args["num_groups"] == 0) or name == "aten::batch_norm"
+
+
+def _linear(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    w, b = args["weight"], args["bias"]
+    fits = w.dim() == 2 and w.shape[1] == x.shape[-1] and w.dtype == x.dtype and (b is None or b.shape == w.shape[:1])
+    return make_fake(mode, x, (*x.shape[:-1], w.shape[0])) if fits else None
+
+
+def _convolution(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    w, b, padding, groups = args["weight"], args["bias"], args["padding"], args["groups"]
+    plain = not isinstance(padding, str) and x.dim() == w.dim() and w.dtype == x.dtype and 0 not in w.shape
+    if (
+        not plain
+        or w.shape[1] * groups != x.shape[1]
+        or w.shape[0] % groups
+        or (b is not None and b.shape != w.shape[:1])
+    ):
+        return None
+    space = []
+    for k, (size, kernel) in enumerate(zip(x.shape[2:], w.shape[2:], strict=True)):
+        pad, stride, dilation = (_at(args[n], k) for n in ("padding", "stride", "dilation"))
+        space.append((size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1)
+    return make_fake(mode, x, (x.shape[0], w.shape[0], *space)) if min(space) > 0 else None
+
+
+def _at(values: Sequence[int], k: int) -> int:
+    return values[k] if len(values) > 1 else values[0]
+
+
+_SPECIAL: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Tensor | None]] = {
+    "aten::linear": _linear,
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+}
