@@ -17,6 +17,11 @@ UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
 
 
 def parse_channel_unit(channel_unit: Any) -> tuple[type[MutableChannelUnit], dict[str, Any], dict[str, Any]]:
+    """Return the class of the units, the arguments of all of them, and the entries of some by name.
+
+    Raises:
+        ConfigError: An unknown name, class or key.
+    """
     arguments: dict[str, Any] = {}
     entries: dict[str, Any] = {}
     if isinstance(channel_unit, Mapping):
