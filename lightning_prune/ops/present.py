@@ -51,6 +51,8 @@ def presented_tensor(name: str) -> Any:
             cuts = state.cuts(module, name)
             if not cuts:
                 return full
+            # Sliced anew at each read, without gradients too: `param.data.copy_()`, as weight averaging swaps weights
+            # before a validation, leaves no sign by which a kept slice could be known to be stale.
             return state.lend(name, full, cuts) if is_buffer else take(full, cuts)
         except AttributeError as error:  # nn.Module would answer it with the dense tensor
             raise RuntimeError(f"Reading {name!r} of {type(module).__name__} failed: {error}") from error
