@@ -217,7 +217,8 @@ def _modules_on_stack(error: BaseException) -> list[nn.Module]:
 
 def _pruned_tensors(trace: DenseTrace, alive: BoolArray) -> dict[int, Tensor]:
     stand_ins = {}
-    for name, tensor in named_tensors(trace.sandbox.model).items():
+    for name, held in named_tensors(trace.sandbox.model).items():
+        tensor = trace.sandbox.as_found(name, held)
         axes = trace.axes.get(name, (FIXED,) * tensor.dim())
         shape = [
             int(np.count_nonzero(alive[axis])) if is_labelled(axis) else size
@@ -229,7 +230,7 @@ def _pruned_tensors(trace: DenseTrace, alive: BoolArray) -> dict[int, Tensor]:
             kept = [np.flatnonzero(alive[axis]) if is_labelled(axis) else None for axis in axes]
             stand_in = trace.sandbox.make_sized(tensor, shape, lambda d, kept=kept: torch.from_numpy(kept[d]))  # type: ignore[misc]
         name_tensor(stand_in, name)
-        stand_ins[id(tensor)] = stand_in
+        stand_ins[id(held)] = stand_in
     return stand_ins
 
 

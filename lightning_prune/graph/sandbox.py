@@ -74,11 +74,32 @@ class Sandbox:
     def __post_init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._fakes: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
+        self._found = {name: (t.dtype, t.device) for name, t in named_tensors(self.model).items()}
+        self._moved: dict[str, Tensor] = {}
 
     @property
     def fake_mode(self) -> FakeTensorMode | None:
         """The mode of the fake tensors, None on real ones."""
         return self.mode if self.fake else None
+
+    def as_found(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the model with the dtype and device it had at first: the example input has not moved.
+
+        Args:
+            name: Its qualified name.
+            tensor: What the model holds now.
+        """
+        dtype, device = self._found.get(name, (tensor.dtype, tensor.device))
+        if (tensor.dtype, tensor.device) == (dtype, device):
+            return tensor
+        if not self.fake:
+            moved = tensor.detach().to(device, dtype)
+            return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+        if name not in self._moved:
+            self._moved[name] = make_fake(self.mode, torch.empty(0, dtype=dtype, device=device), tensor.shape)
+            if isinstance(tensor, nn.Parameter):
+                self._moved[name]._is_param = True  # what isinstance(x, nn.Parameter) looks at
+        return self._moved[name]
 
     def make_like(self, tensor: Tensor) -> Tensor:
         """Return a stand-in for a tensor: fake, or a copy that a run may change."""
