@@ -431,7 +431,7 @@ def test_kept_lists_indices_per_axis():
 @pytest.mark.parametrize(
     ("tensor", "dim", "message"),
     [
-        pytest.param("wieght", 0, "Did you mean 'weight'", id="tensor"),
+        pytest.param("weights", 0, "Did you mean 'weight'", id="tensor"),
         pytest.param("weight", 4, "one of 4 axes", id="axis"),
         pytest.param("weight", 1, "follows from the masks of the channels", id="per-group axis"),
     ],
@@ -745,7 +745,7 @@ def test_a_parameter_list_is_generic_too():
 @pytest.mark.parametrize(
     ("attr", "size", "element", "message"),
     [
-        pytest.param("widht", 4, None, "Did you mean 'width'", id="unknown"),
+        pytest.param("widths", 4, None, "Did you mean 'width'", id="unknown"),
         pytest.param("width", 5, None, "width = 4.*expected the dense 5", id="another size"),
         pytest.param("grid", 4, 2, r"grid\[2\]", id="no such element"),
         pytest.param("grid", 4, None, r"grid = \[3, 4\]", id="not an int"),
