@@ -236,7 +236,7 @@ def table_of(report: dict[str, dict[str, float]]) -> Table:
         "MACs per image": ("macs", "{:,}"),
         "parameters": ("params", "{:,}"),
         "checkpoint bytes": ("bytes", "{:,}"),
-        "latency on one core, ms / 256 images": ("latency_ms", "{:.2f}"),
+        "ms / 256 images, one core": ("latency_ms", "{:.2f}"),
     }
     table = Table("", "dense", "pruned", "pruned / dense", title="ResNet-20 on digits")
     for column in table.columns[1:]:
