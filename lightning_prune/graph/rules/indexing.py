@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_prune.graph.call import Call
 from lightning_prune.graph.labels import ANY, FIXED, Axis
-from lightning_prune.graph.rules.pointwise import broadcast_axes
+from lightning_prune.graph.rules.pointwise import broadcast_axes, pointwise
 from lightning_prune.graph.rules.table import rule
 
 
@@ -99,6 +99,12 @@ def opaque(call: Call) -> None:
         freeze_all(call, tensor, "positions are mixed")
     for out in call.outputs:
         call.put(out, [FIXED] * out.dim())
+
+
+@rule("where")
+def where(call: Call) -> None:
+    """Choose between two tensors; with a condition alone, the positions where it holds."""
+    (pointwise if "self" in call else opaque)(call)
 
 
 def freeze_all(call: Call, tensor: Tensor, why: str) -> None:

@@ -54,7 +54,7 @@ def layer_norm(call: Call) -> None:
         call.put(statistic, [*axes[:-rank], *[ANY] * rank])
 
 
-@rule("group_norm native_group_norm", sizes=("num_groups", "group", "C", "HxW"))
+@rule("group_norm native_group_norm", sizes=("num_groups", "group", "N", "C", "HxW"))
 def group_norm(call: Call) -> None:
     """The channels of a group and all of space are normalised together; groups stay, but for those of one channel."""
     axes = per_channel(call)

@@ -44,7 +44,7 @@ def broadcast_axes(call: Call, tensors: Sequence[Tensor], shape: Sequence[int]) 
     """
     dropout dropout_ alpha_dropout feature_dropout feature_alpha_dropout native_dropout hardswish hardswish_
     hardsigmoid hardsigmoid_ hardtanh hardtanh_ relu6 relu6_ selu celu celu_ rrelu rrelu_ rrelu_with_noise
-    where masked_fill masked_fill_ clone contiguous alias detach detach_ to _to_copy lift_fresh lift type_as
+    masked_fill masked_fill_ clone contiguous alias detach detach_ to _to_copy lift_fresh lift type_as
     requires_grad_ zeros_like ones_like empty_like full_like rand_like randn_like bernoulli bernoulli_ uniform_
     normal_ exponential_ random_ fill_ fill zero_ copy_ copy gelu gelu_ silu silu_ mish mish_ relu relu_
     log_sigmoid log_sigmoid_forward softplus clip clip_ clamp clamp_ square square_

@@ -1,0 +1,191 @@
+"""Every rule's claim on real data: the op commutes with selecting the living channels, `op(x[kept]) == op(x)[kept]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_prune.graph.call import axes_of, tensors_in
+from lightning_prune.graph.certify import Mismatch, run_lockstep
+from lightning_prune.graph.closure import BoolArray, close
+from lightning_prune.graph.labels import ANY, Axis, is_labelled
+from lightning_prune.graph.rules import RULES, indexing
+from lightning_prune.graph.trace import trace_model
+from tests.rule_cases import INDEXING, MOVEMENT, POINTWISE, A, Live, RuleCase, case
+from tests.rule_cases_sums import CONTRACTION, NORMALIZATION, REDUCTION
+
+CASES = {**POINTWISE, **MOVEMENT, **INDEXING, **CONTRACTION, **NORMALIZATION, **REDUCTION}
+WITHOUT_CLAIM = (indexing.opaque, indexing.positional, indexing.constant, indexing.no_result)
+UNSEEN = {f"aten::{name}" for name in ("contiguous", "clone", "alias", "detach", "lift", "lift_fresh")}  # no events
+CUDA_ONLY = {"aten::cudnn_batch_norm"}
+
+
+class Program(nn.Module):
+    """One call whose inputs are parameters, so that every axis carries labels; its result is kept from the output."""
+
+    def __init__(self, case: RuleCase) -> None:
+        super().__init__()
+        self.case, self.live, self.last = case, Live(), SimpleNamespace(out=None)
+        for k, x in enumerate(case.inputs):
+            self.register_parameter(f"input{k}", nn.Parameter(x, requires_grad=False))
+
+    def forward(self) -> Tensor:
+        self.last.out = self.case(self.live, *self.parameters())
+        return torch.zeros(())
+
+
+class Traced:
+    """A call seen by the tracer on labelled inputs, and what closure makes of it."""
+
+    def __init__(self, case: RuleCase) -> None:
+        self.case, self.program = case, Program(case)
+        self.trace = trace_model(self.program, (), {})
+        self.space = self.trace.space
+        self.axes = [self.trace.axes.get(f"input{k}", (ANY,) * x.dim()) for k, x in enumerate(case.inputs)]
+        self.out_axes = [axes_of(t) for t in tensors_in(self.program.last.out)]
+        self.closure = close(self.space, self.space.pairs, [(labels, 0) for labels, _ in self.space.frozen])
+
+    def check(self, alive: BoolArray) -> None:
+        """Run the certificate on the sizes that are left."""
+        self.program.live = Kept(self, alive)
+        run_lockstep(self.trace, alive, [], ["eval"])
+
+    def stuck(self, labels: Any) -> BoolArray:
+        """Return which of the labels may not go: frozen ones, and products of frozen ones alone."""
+        return np.asarray(self.closure.frozen[self.closure.classes[labels]])
+
+    def pooled(self, labels: Any) -> BoolArray:
+        """Return over which of the labels a mean, variance or sum runs."""
+        hit = np.zeros(self.closure.count, np.bool_)
+        for axis in self.space.renormalized:
+            hit[self.closure.factors[self.closure.classes[axis]].indices] = True
+        found = np.zeros(len(labels), np.bool_)
+        positions, classes = self.closure.living_by(labels)
+        found[positions[hit[classes]]] = True
+        return found
+
+    def find(self, what: Any) -> set[tuple[int, int]]:
+        """Return the `(input, axis)` of which every entry is `what`."""
+        return {
+            (k, d)
+            for k, axes in enumerate(self.axes)
+            for d, axis in enumerate(axes)
+            if is_labelled(axis) and what(axis).all()
+        }
+
+    def alive(self, rng: np.random.Generator) -> BoolArray:
+        """Return a random choice of living labels that leaves at least two entries of every input axis."""
+        free = ~self.closure.frozen & ~self.closure.derived
+        for axis in self.space.renormalized:
+            free[self.closure.factors[self.closure.classes[axis]].indices] = False
+        labelled = [a for axes in self.axes for a in axes if is_labelled(a)]
+        labelled += [a for axes in self.out_axes for a in axes if is_labelled(a)]
+        for _ in range(200):
+            alive = self.closure.alive(free & (rng.random(len(free)) < 0.4))
+            if not alive.all() and all(alive[a].sum() > 1 for a in labelled):
+                return np.asarray(alive)
+        return np.ones(self.space.size, np.bool_)
+
+
+class Kept(Live):
+    """The sizes that are left."""
+
+    def __init__(self, traced: Traced, alive: BoolArray) -> None:
+        self.traced, self.living = traced, alive
+
+    def along(self, source: int, axis: int, start: int, stop: int) -> int:
+        return int(self.living[self.traced.axes[source][axis][start:stop]].sum())
+
+    def result(self, axis: int, dense: int) -> int:
+        labels = self.traced.out_axes[0][axis]
+        return int(self.living[labels].sum()) if is_labelled(labels) else dense
+
+
+def zeroed(tensor: Tensor, axes: Sequence[Axis], alive: BoolArray) -> Tensor:
+    for d, axis in enumerate(axes):
+        if is_labelled(axis):
+            shape = [-1 if k == d else 1 for k in range(tensor.dim())]
+            tensor = tensor * torch.from_numpy(alive[axis]).view(shape)
+    return tensor
+
+
+def kept_part(tensor: Tensor, axes: Sequence[Axis], alive: BoolArray) -> Tensor:
+    for d, axis in enumerate(axes):
+        if is_labelled(axis):
+            tensor = tensor.index_select(d, torch.from_numpy(np.flatnonzero(alive[axis])))
+    return tensor
+
+
+@cache
+def trace_of(name: str) -> Traced:
+    return Traced(CASES[name])
+
+
+@pytest.fixture(params=CASES)
+def traced(request: pytest.FixtureRequest) -> Traced:
+    return trace_of(request.param)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_an_op_commutes_with_selecting_channels(traced: Traced, seed: int) -> None:
+    alive, case = traced.alive(np.random.default_rng(seed)), traced.case
+    assert alive.all() == (case.frozen | case.pooled == traced.find(lambda axis: axis >= 0))
+    try:
+        traced.check(alive)
+    except Mismatch:
+        assert case.literal
+        return
+    inputs = list(zip(case.inputs, traced.axes, strict=True))
+    dense = tensors_in(case(Live(), *(zeroed(x, axes, alive) if case.product else x for x, axes in inputs)))
+    small = tensors_in(case(Kept(traced, alive), *(kept_part(x, axes, alive) for x, axes in inputs)))
+    for got, full, axes in zip(small, dense, traced.out_axes, strict=True):
+        expected = kept_part(full, axes, alive)
+        for d, axis in enumerate(axes):
+            if isinstance(axis, str) and axis == ANY:  # equal all along: its length follows what it met
+                expected = expected.narrow(d, 0, got.shape[d])
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_a_rule_freezes_no_more_and_no_less_than_it_must(traced: Traced) -> None:
+    assert traced.find(traced.stuck) == traced.case.frozen
+    assert traced.find(traced.pooled) == traced.case.pooled
+
+
+MIXING = {
+    "scatter_add": case(lambda x: x.scatter_add(1, torch.zeros(4, 6).long(), x), (4, 6), frozen="0.0 0.1"),
+    "unfold": case(lambda x: x.unfold(1, 2, 2), (4, 6), frozen="0.0 0.1"),
+    "diagonal": case(lambda x: x.diagonal(), (4, 6), frozen="0.0 0.1"),
+    "index_fill_": case(lambda x: x.clone().index_fill_(1, torch.tensor([0, 2]), 1.0), (4, 6), frozen="0.0 0.1"),
+    "masked_select": case(lambda x: x.masked_select(x > 0), (4, 6), frozen="0.0 0.1"),
+    "positions of a condition": case(lambda x: torch.where(x > 0)[0], (4, 6), frozen="0.0 0.1"),
+    "put_, no rule": case(lambda x: x.clone().put_(torch.tensor([1]), x[0, :1]), (4, 6), frozen="0.0 0.1"),
+    "index_reduce_, no rule": case(
+        lambda x: x.clone().index_reduce_(1, torch.tensor([1]), x[:, :1], "amax"), (4, 6), frozen="0.0 0.1"
+    ),
+    "embedding_renorm_, no rule": case(
+        lambda w: A.embedding_renorm_(w.clone(), torch.tensor([1, 2]), 1.0, 2.0), (4, 6), frozen="0.0 0.1"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_an_op_that_mixes_positions_freezes_what_it_touches(name: str) -> None:
+    traced = Traced(MIXING[name])
+    assert traced.find(traced.stuck) == MIXING[name].frozen
+
+
+def test_every_rule_that_moves_labels_has_a_case() -> None:
+    covered = {event.name for name in CASES for event in trace_of(name).trace.events["eval"]}
+    needed = {name for name, entry in RULES.items() if entry.apply not in WITHOUT_CLAIM}
+    assert needed - covered == UNSEEN | CUDA_ONLY
+
+
+def test_every_rule_is_of_an_op_that_exists() -> None:
+    assert [name for name in RULES if not hasattr(torch.ops.aten, name.removeprefix("aten::"))] == []
