@@ -13,9 +13,16 @@ from torch.optim import LBFGS, Optimizer
 from lightning_prune.errors import ConfigError
 from lightning_prune.ops import tensor_cuts, to_static_
 from lightning_prune.ops.slicing import Cut, take_copy
-from lightning_prune.ops.structure import remember_structure_, structure_of
+from lightning_prune.ops.structure import (
+    named_tensors,
+    remember_structure_,
+    remembered_structure,
+    reshape_,
+    structure_of,
+    target_cuts,
+)
 
-__all__ = ["compact_"]
+__all__ = ["compact_", "grow_"]
 
 
 def compact_(model: nn.Module, optimizers: Iterable[Optimizer] | Optimizer = ()) -> None:
@@ -118,3 +125,40 @@ def _sliced(value: Any, shape: torch.Size, cuts: tuple[Cut, ...]) -> Any:
     if any(value.shape[cut.dim] != cut.kept.full for cut in own):
         raise ValueError("another size than the parameter")
     return take_copy(value.detach(), own) if own else value
+
+
+def grow_(model: nn.Module, optimizers: Iterable[Optimizer] | Optimizer = ()) -> None:
+    """Make a small model dense again in place; what comes back is 0, in the state of the optimizers too.
+
+    The way back of `compact_`, for a model that goes on being pruned: with the same masks it computes the same.
+
+    Args:
+        model: Plain; it remembers its structure. A model that remembers none is left alone.
+        optimizers: Those that train it.
+    """
+    given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    structure = remembered_structure(model)
+    if not structure["tensors"]:
+        return
+    tensors = [(name, tensor) for name, _, _, tensor in named_tensors(model)]
+    cuts = {id(tensor): target_cuts(structure, name) for name, tensor in tensors}
+    reshape_(model, {"tensors": {}, "integers": {}}, loaded=[name for name, _ in tensors])
+    for optimizer in given:
+        for parameter, state in optimizer.state.items():
+            if cuts.get(id(parameter)) and isinstance(state, dict):
+                state.update({name: _grown(value, cuts[id(parameter)]) for name, value in state.items()})
+
+
+def _grown(value: Any, cuts: tuple[Cut, ...]) -> Any:
+    """Return one entry of the state of a parameter, with zeros where the parameter has got entries back."""
+    if isinstance(value, list | tuple):
+        return type(value)([_grown(item, cuts) for item in value])
+    if isinstance(value, dict):
+        return {name: _grown(item, cuts) for name, item in value.items()}
+    if not isinstance(value, Tensor) or value.numel() == 1:
+        return value
+    for dim, kept in cuts:
+        if dim < value.dim() and value.shape[dim] == kept.count != kept.full:
+            size = [kept.full if d == dim else n for d, n in enumerate(value.shape)]
+            value = value.new_zeros(size).index_copy_(dim, kept.on(value.device), value)
+    return value

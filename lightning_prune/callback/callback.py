@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS
+from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callback import arguments
-from lightning_prune.callback.example import find_example, find_root
+from lightning_prune.callback.example import find_example, find_root, hint_for, nothing_to_prune
+from lightning_prune.callback.gone import alive_now, capped, ranked_last
 from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
-from lightning_prune.callback.ranks import agree, check_strategy, mean_over_ranks, plan_of_rank_zero, rewrap_
+from lightning_prune.callback.ranks import agree, check_strategy, mean_over_ranks, plan_of_rank_zero
+from lightning_prune.callback.restore import register_hooks
+from lightning_prune.callback.shapes import averages_of, grow_all_, made_for, shrink_all_
+from lightning_prune.callback.state import RunState
 from lightning_prune.callback.table import remaining, summary_of
-from lightning_prune.checkpoint import KEY, register_structure_hooks, structure_of
-from lightning_prune.compact import compact_
-from lightning_prune.errors import CheckpointError, ConfigError
+from lightning_prune.callback.widths import watch_widths
+from lightning_prune.checkpoint import KEY, reshape_, structure_of
+from lightning_prune.compact import grow_
+from lightning_prune.errors import ConfigError
 from lightning_prune.importance import Importance, resolve_importance
 from lightning_prune.mutator import ChannelMutator
-from lightning_prune.ops import dynamic_ops, to_static_
-from lightning_prune.ops.removed import put_back_, removed_entries
+from lightning_prune.ops import dynamic_ops
+from lightning_prune.ops.removed import put_back_
+from lightning_prune.ops.structure import remembered_structure, set_masks_
 from lightning_prune.plan import KeepPlan
 from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedule
 from lightning_prune.targets import make_plan, parse_target
@@ -102,73 +109,76 @@ class PruningCallback(Callback):
         self.compact = arguments.checked_name("compact", compact, COMPACT)
         self.example_input = example_input
         self.submodule = submodule
-        self.mutator = mutator
+        self.mutator = self._own_mutator = mutator
         self.verbose = verbose
         self.reset_monitors = reset_monitors
         if mutator is not None and (self.ignore or example_input is not None):
             given = "ignore" if self.ignore else "example_input"
             raise ConfigError(f"Got mutator= together with {given}=; give {given} to the ChannelMutator instead.")
         self._resolved: ResolvedSchedule | None = None
+        self._state = RunState()
+        self._home: tuple[torch.device, torch.dtype | str] = (torch.device("cpu"), torch.float32)
         self._parameters: frozenset[str] = frozenset()
-        self._progress, self._last, self._unit = 0.0, -1, "epoch"
-        self._kept: dict[str, Tensor] = {}
-        self._removed: dict[str, Tensor] = {}
+        self._watches: list[RemovableHandle] = []
 
     # Before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Trace, certify and convert: optimizers and wrappers do not exist yet, weights are not loaded yet."""
         has_hooks = bool(pl_module._load_state_dict_pre_hooks)
-        register_structure_hooks(pl_module)
+        register_hooks(pl_module, averages_of(trainer))
         if stage != "fit":
             return
-        others = [c for c in trainer.callbacks if isinstance(c, PruningCallback) and c is not self]  # type: ignore[attr-defined]  # set by a connector
-        if others:
-            raise ConfigError("Got two PruningCallbacks; one holds the structure of the model. Merge their targets.")
+        self._check_alone(trainer)
         check_strategy(trainer, has_hooks)
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()
         self._resolved = self.schedule.resolve(trainer.max_epochs, trainer.max_steps)
-        self._prepare(trainer, pl_module)
-        if self._last >= self._now(trainer):
-            self._last = -1  # a new run counts from zero; one that resumes loads its state after this
+        root = find_root(pl_module, self.submodule)
+        if self.mutator is None or self.mutator._model is not root or not self._state.kept:
+            self._prepare(trainer, pl_module, root)
+        self._state.count_in(self._resolved.unit, self._now(trainer))
+        self._watches = watch_widths(pl_module)
         self._parameters = frozenset(name for name, _ in pl_module.named_parameters())
 
-    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Convert the model; on failure it is as it was."""
-        root = find_root(pl_module, self.submodule)
-        if self.mutator is not None and self.mutator._model is root and self._kept:
-            return  # fitted before: goes on where it stopped
-        if self.mutator is None or (self._kept and self.mutator._model is not root):
-            self.mutator = ChannelMutator(ignore=self.ignore, example_input=self.example_input)
-            self._progress, self._last, self._kept, self._removed = 0.0, -1, {}, {}
-        if self.mutator.example_input is None:
-            self.mutator.example_input = find_example(trainer, pl_module, root, self.example_input)
-        if self.mutator._model is not root:
-            self.mutator.prepare_from_supernet(root)
+    def _check_alone(self, trainer: Trainer) -> None:
+        for other in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+            if isinstance(other, PruningCallback) and other is not self:
+                raise ConfigError("Got two PruningCallbacks; one holds the structure of a model. Merge their targets.")
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, root: nn.Module) -> None:
+        """Trace and convert the dense model; on failure it is as it was."""
+        small, was_dynamic = remembered_structure(pl_module), bool(dynamic_ops(pl_module))
+        mutator = self._own_mutator or ChannelMutator(ignore=self.ignore, example_input=self.example_input)
+        first = next(pl_module.parameters(), None)
+        self._home = (torch.device("cpu") if first is None else first.device, pl_module._dtype)
         try:
-            self._check_reachable()
-        except Exception:
-            to_static_(root)
-            raise
+            with made_for(pl_module, *self._home):
+                grow_(pl_module)
+                if mutator.example_input is None:
+                    mutator.example_input = find_example(trainer, pl_module, root, self.example_input)
+                if mutator._model is not root:
+                    mutator.prepare_from_supernet(root)
+            self.mutator, self._state = mutator, RunState()
+            if small["tensors"]:  # it goes on from what it is; a checkpoint may bring the rest back
+                set_masks_(pl_module, small)
+                self._state.gone = alive_now(mutator)
+            self._check_reachable(mutator)
+        except Exception as error:
+            if not was_dynamic:
+                reshape_(pl_module, small)
+            self.mutator = self._own_mutator
+            hint = hint_for(error, pl_module)
+            if hint is None:
+                raise
+            raise hint from error
 
-    def _check_reachable(self) -> None:
+    def _check_reachable(self, mutator: ChannelMutator) -> None:
         """Raise now what would else be raised in the middle of training."""
-        mutator = self._active
         if not mutator.mutable_units:
-            raise ConfigError("Got a model with nothing to prune.")
-        make_plan(
-            self.target,
-            {unit.name: torch.zeros(unit.num_channels) for unit in mutator.units},
-            mutator.limits(self.divisor, self.min_ratio),
-            mutator.graph.cost,
-            scope=self.scope,
-        )
-
-    @property
-    def _active(self) -> ChannelMutator:
-        assert self.mutator is not None, "setup comes first"
-        return self.mutator
+            raise nothing_to_prune(mutator)
+        zeros = {unit.name: torch.zeros(unit.num_channels) for unit in mutator.units}
+        self._plan(mutator, zeros, progress=1.0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what `LightningModule.setup` and `configure_optimizers` made: they have run by now."""
@@ -180,37 +190,45 @@ class PruningCallback(Callback):
             )
         if self.compact != "never" and any(isinstance(o, LBFGS) for o in trainer.optimizers):
             raise ConfigError("Got LBFGS, whose state cannot shrink. Set compact='never', or use another optimizer.")
-        assert self._resolved is not None, "setup comes first"
-        hold_until(trainer, self._resolved)
+        hold_until(trainer, self._schedule)
 
     # During training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the epoch: its checkpoint then pairs the structure with the metric of the same structure."""
-        if self.compact == "end" and self.is_done:
-            self._compact(trainer, pl_module)
-        assert self._resolved is not None, "setup comes first"
-        if self._resolved.unit == "epoch" and self.should_prune(trainer.current_epoch):
+        self._compact_if_done(trainer, pl_module)
+        if self._schedule.unit == "epoch" and self.should_prune(trainer.current_epoch):
             self._prune(trainer, pl_module, trainer.current_epoch)
-        self._log(trainer, pl_module)
+        if not trainer.barebones:
+            metrics = {f"pruning/{key}": share for key, share in remaining(self._active).items()}
+            pl_module.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prune before the step where the schedule counts steps: gradients of the last step are gone by now."""
-        assert self._resolved is not None, "setup comes first"
-        if self._resolved.unit == "step" and self.should_prune(trainer.global_step):
+        if self._schedule.unit == "step" and self.should_prune(trainer.global_step):
             self._prune(trainer, pl_module, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become small where no epoch follows the schedule; the last chance before the optimizers go."""
-        if self.compact == "end" and self.is_done:
-            self._compact(trainer, pl_module)
+        self._compact_if_done(trainer, pl_module)
+        if not self.is_done:
+            rank_zero_warn(
+                f"Training ended at {self._schedule.unit} {self._now(trainer)}, before the last firing of the pruning "
+                f"schedule at {self._schedule.last}: the target is not met. Go on with fit(ckpt_path=...), or "
+                "export_pruned(model) as it is."
+            )
         if self.verbose and trainer.is_global_zero:
             Console().print(summary_of(self._active))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop watching; the hooks of the state dict stay, for `save_checkpoint` after fit."""
+        while self._watches:
+            self._watches.pop().remove()
 
     @property
     def is_done(self) -> bool:
         """Whether the target is met: no firing follows."""
-        return self._progress >= 1.0
+        return self._state.progress >= 1.0
 
     def should_prune(self, time: int) -> bool:
         """Return whether a firing is due that has not happened: at its time, or at the first chance after it.
@@ -218,97 +236,70 @@ class PruningCallback(Callback):
         Args:
             time: Epoch or optimizer step, as the schedule counts, from zero.
         """
+        latest = self._schedule.latest(time)
+        return not self.is_done and latest is not None and latest > self._state.last
+
+    @property
+    def _active(self) -> ChannelMutator:
+        assert self.mutator is not None, "setup comes first"
+        return self.mutator
+
+    @property
+    def _schedule(self) -> ResolvedSchedule:
         assert self._resolved is not None, "setup comes first"
-        latest = self._resolved.latest(time)
-        return not self.is_done and latest is not None and latest > self._last
+        return self._resolved
 
     def _now(self, trainer: Trainer) -> int:
-        assert self._resolved is not None, "setup comes first"
-        return trainer.current_epoch if self._resolved.unit == "epoch" else trainer.global_step
+        return trainer.current_epoch if self._schedule.unit == "epoch" else trainer.global_step
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:
         """Score, plan, apply."""
-        mutator, schedule = self._active, self._resolved
-        assert schedule is not None, "setup comes first"
-        put_back_(mutator.model, self._removed)
-        progress = schedule.progress(time)
+        mutator, state = self._active, self._state
+        if not dynamic_ops(pl_module):
+            grow_all_(trainer, pl_module, mutator)
+        put_back_(mutator.model, state.removed)
+        before, progress = mutator.current_plan(), self._schedule.progress(time)
         scores = mean_over_ranks(trainer, self.importance.scores(mutator.units, self.scope))
-        limits = mutator.limits(self.divisor, self.min_ratio)
-        plan = plan_of_rank_zero(
-            trainer,
-            lambda: make_plan(self.target, scores, limits, mutator.graph.cost, scope=self.scope, progress=progress),
-        )
-        before = mutator.current_plan()
-        agree(trainer, lambda: self._apply(plan))
-        self._progress, self._last, self._unit = progress, time, schedule.unit
-        self._removed = removed_entries(mutator.model)
-        self._kept = {unit.name: unit.mutable.current_mask.nonzero().flatten() for unit in mutator.units}
+        plan = plan_of_rank_zero(trainer, lambda: self._plan(mutator, scores, progress))
+        with made_for(pl_module, *self._home):
+            agree(trainer, mutator, plan)
+        state.fired(self._schedule.unit, time, progress, mutator)
         if self.reset_monitors and mutator.current_plan() != before:
             reset_monitors_(trainer)
+        if self.compact == "each":
+            self._shrink(trainer, pl_module)
         if self.verbose:
             shares = ", ".join(f"{key} {share:.1%}" for key, share in remaining(mutator).items())
-            rank_zero_info(f"Pruned at {schedule.unit} {time}: {shares} remain.")
+            rank_zero_info(f"Pruned at {self._schedule.unit} {time}: {shares} remain.")
 
-    def _apply(self, plan: KeepPlan) -> KeepPlan:
-        self._active.apply(plan)
-        return self._active.current_plan()
+    def _plan(self, mutator: ChannelMutator, scores: Mapping[str, Tensor], progress: float) -> KeepPlan:
+        limits = capped(mutator.limits(self.divisor, self.min_ratio), self._state.gone)
+        rows = ranked_last(scores, self._state.gone)
+        return make_plan(self.target, rows, limits, mutator.graph.cost, scope=self.scope, progress=progress)
 
-    def _compact(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the model small in place, and tell those that hold on to its shapes."""
-        if not dynamic_ops(pl_module):
-            return
-        compact_(pl_module, trainer.optimizers)
-        self._removed = {}
-        rewrap_(trainer, pl_module)
-        refresh_summary(trainer, pl_module)
+    def _compact_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.compact != "never" and self.is_done and dynamic_ops(pl_module):
+            self._shrink(trainer, pl_module)
+            self._state.removed = {}
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.barebones:
-            metrics = {f"pruning/{key}": share for key, share in remaining(self._active).items()}
-            pl_module.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
+    def _shrink(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        shrink_all_(trainer, pl_module)
+        if self.is_done:
+            refresh_summary(trainer, pl_module)
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data: progress, kept channels, and the values that removed entries had."""
-        if not self._kept:
-            return {}
-        return {
-            "version": 1,
-            "target": str(self.target),
-            "progress": self._progress,
-            "last": self._last,
-            "unit": self._unit,
-            "kept": self._kept,
-            "removed": self._removed,
-        }
+        return self._state.to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state; the weights are loaded by now, optimizers do not exist yet."""
-        if state_dict.get("version", 0) > 1:
-            raise CheckpointError(
-                f"Got callback state of version {state_dict['version']}; this library reads 1. Upgrade lightning-prune."
-            )
-        self._progress, self._last, self._unit = state_dict["progress"], state_dict["last"], state_dict["unit"]
-        self._kept, self._removed = state_dict["kept"], state_dict["removed"]
-        if self.mutator is not None and self._resolved is not None:
-            self._restore_masks(self.mutator)
-            if self._resolved.unit != self._unit:
-                self._last = -1
-
-    def _restore_masks(self, mutator: ChannelMutator) -> None:
-        units = {unit.name: unit for unit in mutator.units}
-        if set(units) != set(self._kept):
-            missing = sorted(set(units) ^ set(self._kept))
-            raise CheckpointError(
-                f"Got a checkpoint with other units; the first difference is {missing[0]!r}. Use the same ignore, "
-                "submodule and example_input as in the run that wrote it."
-            )
-        for name, kept in self._kept.items():
-            units[name].keep(kept.tolist())
+        self._state = RunState.from_dict(state_dict)
+        if self._resolved is not None and self.mutator is not None:
+            self._state.choose_in(self.mutator)
+            self._state.count_in(self._resolved.unit)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the structure under a key of its own, for `load_pruned`: it does not read states of callbacks."""
-        units = {name: len(kept) for name, kept in self._kept.items()}
-        progress = {"progress": self._progress, "last": self._last, "unit": self._unit}
-        checkpoint[KEY] = structure_of(pl_module, units=units, progress=progress)
+        checkpoint[KEY] = structure_of(pl_module, units=self._state.counts(), progress=self._state.marks())

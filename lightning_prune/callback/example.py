@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_prune.errors import ConfigError, TraceError
 from lightning_prune.graph.sandbox import Sandbox
+from lightning_prune.mutator import ChannelMutator
 
-__all__ = ["find_example", "find_root"]
+__all__ = ["find_example", "find_root", "hint_for", "nothing_to_prune"]
 
 MEND = "Give PruningCallback(example_input=...), or set example_input_array on the module."
 EXAMPLES = 2  # batch statistics need two values per channel
@@ -76,10 +77,30 @@ def find_example(trainer: Trainer, pl_module: LightningModule, root: nn.Module, 
     return example if root is pl_module else _caught_input(pl_module, root, example)
 
 
+def nothing_to_prune(mutator: ChannelMutator) -> ConfigError:
+    """Return the error for a model without a unit, with the first reasons."""
+    reasons = list(dict.fromkeys(frozen.reason for frozen in mutator.graph.frozen))[:3]
+    why = f" What froze its channels: {'; '.join(reasons)}." if reasons else ""
+    return ConfigError(
+        f"Got a {type(mutator.model).__name__} with nothing to prune: no channel between two of its layers is free."
+        f"{why} Ignore fewer layers, or prune a model with hidden channels."
+    )
+
+
+def hint_for(error: Exception, pl_module: LightningModule) -> ConfigError | None:
+    """Return an error of `setup` with what may be behind it: layers that do not exist yet. None: nothing is known."""
+    if not isinstance(error, ConfigError | TraceError) or not is_overridden("setup", pl_module):
+        return None
+    return ConfigError(
+        f"{error} {type(pl_module).__name__}.setup has not run yet: make layers in __init__ or in configure_model, not "
+        "in setup."
+    )
+
+
 def _no_forward(pl_module: LightningModule) -> ConfigError:
     return ConfigError(
-        f"Got {type(pl_module).__name__} without a forward method, so there is nothing to trace. Name the part to "
-        "prune and its input: PruningCallback(submodule='net', example_input=torch.randn(2, 3, 32, 32)); or add forward."
+        f"Got {type(pl_module).__name__} without a forward method, so nothing can be traced. Add one, or name "
+        "the part to prune and its input: PruningCallback(submodule='net', example_input=torch.randn(2, 3, 32, 32))."
     )
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError, PlanError
+from lightning_prune.mutator import ChannelMutator
 from lightning_prune.plan import KeepPlan
 
 __all__ = ["agree", "check_strategy", "mean_over_ranks", "plan_of_rank_zero", "rewrap_"]
@@ -85,23 +86,25 @@ def plan_of_rank_zero(trainer: Trainer, make: Callable[[], KeepPlan]) -> KeepPla
     return KeepPlan(content)
 
 
-def agree(trainer: Trainer, apply: Callable[[], KeepPlan]) -> None:
-    """Do something on every rank, and check that all of them ended with the same structure.
+def agree(trainer: Trainer, mutator: ChannelMutator, plan: KeepPlan) -> None:
+    """Apply a plan on every rank, and check that all of them end with the same structure.
 
     Args:
         trainer: Its strategy gathers.
-        apply: Changes the structure and returns what it is then.
+        mutator: Applies the plan.
+        plan: The same on every rank, as far as this one knows.
 
     Raises:
         PlanError: A rank failed, or has another structure; raised on every rank.
     """
     if trainer.world_size == 1:
-        apply()
+        mutator.apply(plan)
         return
     failure: Exception | None = None
     digest = -1
     try:
-        kept = sorted(apply().kept.items())
+        mutator.apply(plan)
+        kept = sorted(mutator.current_plan().kept.items())
         digest = int.from_bytes(hashlib.sha256(repr(kept).encode()).digest()[:7], "big")
     except Exception as error:
         failure = error

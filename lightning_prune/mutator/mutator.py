@@ -137,6 +137,11 @@ class ChannelMutator:
         wiring.members(model, by_name, lambda *key: roles.get(key, (False, False)))
         self.units = list(by_name.values())
 
+    def rewire(self) -> None:
+        """Convert and wire the model again after it was made plain and dense: same units, masks and choices."""
+        wiring.convert_model_(self.model, self.graph, self.ops)
+        wiring.wire_(self.model, self.graph, {unit.name: unit for unit in self.units})
+
     def _analyze(self, model: nn.Module) -> tuple[ChannelGraph, DenseTrace]:
         if self.example_input is None:
             raise ConfigError("Got no example_input; expected a tensor, a tuple or a mapping to trace the model with.")
