@@ -61,12 +61,12 @@ class Integers:
     Args:
         trace: The dense trace.
         known: Followers from the table.
-        learned: `(module class, attribute, element) -> shape of the axis` that it follows.
+        learned: `(module class, attribute, element) -> the axis` that it follows, as seen from the module.
     """
 
     trace: DenseTrace
     known: list[Follower] = field(default_factory=list)
-    learned: dict[tuple[type[nn.Module], str, int | None], Shape] = field(default_factory=dict)
+    learned: dict[tuple[type[nn.Module], str, int | None], View] = field(default_factory=dict)
 
     def followers(self, closure: Closure, units: Partition) -> list[Follower]:
         """Return every integer that follows: the table, and what was learned applied to all modules of the class."""
@@ -75,10 +75,10 @@ class Integers:
         axes = _Axes(self.trace, closure, units)
         for name, module in self.trace.sandbox.model.named_modules():
             for attribute, element, value in integers_of(module):
-                shape = self.learned.get((type(module), attribute, element))
-                if shape is None or (name, attribute, element) in taken:
+                view = self.learned.get((type(module), attribute, element))
+                if view is None or (name, attribute, element) in taken:
                     continue
-                labels = axes.find(name, value, shape)
+                labels = axes.find(name, value, view)
                 if labels is not None:
                     found.append(Follower(name, attribute, element, labels))
         return found
@@ -113,7 +113,7 @@ class Integers:
         modules = dict(self.trace.sandbox.model.named_modules())
         for follower in extra:
             key = (type(modules[follower.module]), follower.attribute, follower.element)
-            self.learned[key] = axes.shape(follower.labels)
+            self.learned[key] = axes.view(follower.module, follower.labels)
         return None
 
     def _advance(
@@ -158,6 +158,21 @@ def integers_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             yield from ((attribute, k, v) for k, v in enumerate(value) if v > 1)
 
 
+@dataclass(frozen=True)
+class View:
+    """An axis as seen from a module, so that it can be found again in another module of the class.
+
+    Args:
+        tensor: Name of the parameter relative to the module; None for one outside it.
+        ordinal: Which of the axes and grid factors of that parameter.
+        shape: What the axis is made of.
+    """
+
+    tensor: str | None
+    ordinal: int
+    shape: Shape
+
+
 class _Axes:
     """The axes that an integer may be the length of: those of parameters, and the factors of grids."""
 
@@ -166,43 +181,62 @@ class _Axes:
         factors: dict[bytes, list[IntArray]] = {}
         for product in closure.products:
             factors.setdefault(closure.classes[product.flat].tobytes(), []).extend(product.axes)
-        self._entries: list[tuple[str, IntArray]] = []
+        self._entries: list[tuple[str, int, IntArray]] = []
         for tensor, axes in trace.axes.items():
+            found: list[IntArray] = []
             for axis in axes:
                 if is_labelled(axis):
-                    self._entries.append((tensor, axis))
-                    self._entries += [(tensor, a) for a in factors.get(closure.classes[axis].tobytes(), ())]
+                    found += [axis, *factors.get(closure.classes[axis].tobytes(), ())]
+            self._entries += [(tensor, k, axis) for k, axis in enumerate(found)]
         self._shapes: dict[int, Shape] = {}
 
     def shape(self, labels: IntArray) -> Shape:
         """Return what an axis is made of, in words that hold for every module of a kind."""
         known = self._shapes.get(id(labels))
         if known is None:
-            positions, classes = self.closure.living_by(labels)
-            owners = self.units.owner[classes]
-            terms: dict[int, list[str]] = {}
-            for position, owner in zip(positions[owners >= 0].tolist(), owners[owners >= 0].tolist(), strict=True):
-                terms.setdefault(position, []).append(self.units.units[owner].axis)
-            known = self._shapes[id(labels)] = tuple(sorted({tuple(sorted(t)) for t in terms.values()}))
+            known = self._shapes[id(labels)] = tuple(
+                sorted({tuple(sorted(self.units.units[u].axis for u in members)) for members in self._members(labels)})
+            )
         return known
 
-    def _near(self, module: str, size: int) -> list[IntArray]:
-        """Return the axes of a size, those inside the module first."""
-        prefix = f"{module}." if module else ""
-        sized = [(t, a) for t, a in self._entries if len(a) == size]
-        return [a for t, a in sized if t.startswith(prefix)] + [a for t, a in sized if not t.startswith(prefix)]
+    def _members(self, labels: IntArray) -> set[tuple[int, ...]]:
+        """Return the sets of units that positions of an axis live by."""
+        positions, classes = self.closure.living_by(labels)
+        owners = self.units.owner[classes]
+        by_position: dict[int, list[int]] = {}
+        for position, owner in zip(positions[owners >= 0].tolist(), owners[owners >= 0].tolist(), strict=True):
+            by_position.setdefault(position, []).append(owner)
+        return {tuple(sorted(owners)) for owners in by_position.values()}
 
-    def find(self, module: str, size: int, shape: Shape) -> IntArray | None:
-        """Return the axis inside a module that has the size and is made of the same."""
+    def view(self, module: str, labels: IntArray) -> View:
+        """Describe an axis as seen from a module."""
         prefix = f"{module}." if module else ""
-        return next(
-            (a for t, a in self._entries if len(a) == size and t.startswith(prefix) and self.shape(a) == shape), None
-        )
+        for tensor, ordinal, axis in self._entries:
+            if axis is labels and tensor.startswith(prefix):
+                return View(tensor[len(prefix) :], ordinal, self.shape(labels))
+        return View(None, 0, self.shape(labels))
+
+    def find(self, module: str, size: int, view: View) -> IntArray | None:
+        """Return the axis of a module that a view describes; None where none does, or several that differ."""
+        prefix = f"{module}." if module else ""
+        fits = [
+            (t, k, a)
+            for t, k, a in self._entries
+            if len(a) == size and t.startswith(prefix) and self.shape(a) == view.shape
+        ]
+        exact = [a for t, k, a in fits if t[len(prefix) :] == view.tensor and k == view.ordinal]
+        if exact:
+            return exact[0]
+        distinct = {frozenset(self._members(a)) for _, _, a in fits}
+        return fits[0][2] if len(distinct) == 1 else None
 
     def changed(self, module: str, size: int, alive: BoolArray) -> list[IntArray]:
         """Return axes of a size whose length changes, one for each new length, those inside the module first."""
+        prefix = f"{module}." if module else ""
+        sized = [(t, a) for t, _, a in self._entries if len(a) == size]
+        near = [a for t, a in sized if t.startswith(prefix)] + [a for t, a in sized if not t.startswith(prefix)]
         by_length: dict[int, IntArray] = {}
-        for axis in self._near(module, size):
+        for axis in near:
             living = int(np.count_nonzero(alive[axis]))
             if living != size:
                 by_length.setdefault(living, axis)
