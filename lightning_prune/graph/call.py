@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_prune.graph.labels import ANY, FIXED, Axis, LabelSpace, is_labelled
 
@@ -48,7 +47,19 @@ def mark_weight(tensor: Tensor) -> None:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """Return the tensors of nested lists, tuples and dicts, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, Mapping):
+        tree = tree.values()
+    elif not isinstance(tree, (list, tuple)):
+        return []
+    found: list[Tensor] = []
+    for item in tree:  # pytree does the same for more kinds of container, at ten times the price
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple, Mapping)):
+            found += tensors_in(item)
+    return found
 
 
 def bind_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +106,7 @@ class Call:
     @property
     def inputs(self) -> list[Tensor]:
         """Every tensor argument, in schema order."""
-        return tensors_in(list(self.args.values()))
+        return tensors_in(self.args)
 
     @property
     def outputs(self) -> list[Tensor]:

@@ -113,7 +113,7 @@ class Lockstep(Walk):
                 if expected is not None and size != expected:
                     raise self._mismatch(event, f"axis {d} of the result has {size} entries instead of {expected}")
         if event.pins:
-            inputs = tensors_in(list(args.values()))
+            inputs = tensors_in(args)
             for k, d in event.pins:
                 if inputs[k].shape[d] != event.in_shapes[k][d]:
                     raise self._mismatch(event, f"a constant axis of {event.in_shapes[k][d]} entries changes")
@@ -138,10 +138,7 @@ class Lockstep(Walk):
         )
         if all(self.expected(a, n) == n for a, n in pairs if is_labelled(a)):
             return
-        kept = {
-            id(t): [self._kept(a) for a in axes]
-            for t, axes in zip(tensors_in(list(args.values())), event.in_axes, strict=True)
-        }
+        kept = {id(t): [self._kept(a) for a in axes] for t, axes in zip(tensors_in(args), event.in_axes, strict=True)}
         call = _KeptCall(event.name, args, out, kept)
         event.entry.apply(call)
         for tensor, axes in zip(call.outputs, event.out_axes, strict=True):

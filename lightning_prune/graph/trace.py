@@ -121,7 +121,7 @@ class Walk(TorchDispatchMode):
         before = None
         if name in _RESHAPES_SELF:
             before = (tuple(args[0].shape), axes_of(args[0]))
-        inputs = tuple(identity(t) for t in tensors_in(list(named.values())))
+        inputs = tuple(identity(t) for t in tensors_in(named))
         out = shortcut(self.mode, func, name, named) if self.mode is not None else None
         if out is None:
             out = func(*args, **kwargs)
