@@ -61,12 +61,12 @@ class Integers:
     Args:
         trace: The dense trace.
         known: Followers from the table.
-        learned: `(module class, attribute, element) -> the axis` that it follows, as seen from the module.
+        learned: `(module class, attribute, element) -> the axes` that it may follow, as seen from the module.
     """
 
     trace: DenseTrace
     known: list[Follower] = field(default_factory=list)
-    learned: dict[tuple[type[nn.Module], str, int | None], View] = field(default_factory=dict)
+    learned: dict[tuple[type[nn.Module], str, int | None], list[View]] = field(default_factory=dict)
 
     def followers(self, closure: Closure, units: Partition) -> list[Follower]:
         """Return every integer that follows: the table, and what was learned applied to all modules of the class."""
@@ -75,10 +75,11 @@ class Integers:
         axes = _Axes(self.trace, closure, units)
         for name, module in self.trace.sandbox.model.named_modules():
             for attribute, element, value in integers_of(module):
-                view = self.learned.get((type(module), attribute, element))
-                if view is None or (name, attribute, element) in taken:
+                if (name, attribute, element) in taken:
                     continue
-                labels = axes.find(name, value, view)
+                views = self.learned.get((type(module), attribute, element), ())
+                matches = (axes.find(name, value, view) for view in views)
+                labels = next((m for m in matches if m is not None), None)
                 if labels is not None:
                     found.append(Follower(name, attribute, element, labels))
         return found
@@ -113,7 +114,10 @@ class Integers:
         modules = dict(self.trace.sandbox.model.named_modules())
         for follower in extra:
             key = (type(modules[follower.module]), follower.attribute, follower.element)
-            self.learned[key] = axes.view(follower.module, follower.labels)
+            views = self.learned.setdefault(key, [])
+            view = axes.view(follower.module, follower.labels)
+            if view not in views:
+                views.append(view)
         return None
 
     def _advance(

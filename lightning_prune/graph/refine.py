@@ -142,9 +142,11 @@ def _find_counterexamples(known: Refinement, closure: Closure, units: Partition)
                 return
         accepted.extend(members)
 
+    learned = sum(map(len, known.integers.learned.values()))
     if kinds:
         grow(list(kinds.values()))
-    return mended
+    # what was learned on the way changes what was accepted before it: certify all of it again
+    return mended or learned != sum(map(len, known.integers.learned.values()))
 
 
 class Sampler:

@@ -41,11 +41,12 @@ class DynamicEmbedding(DynamicOp, nn.Embedding):
         row, mask = self.__dict__["padding_idx"], self._dynamic.containers["num_embeddings"].current_mask
         return int(mask[:row].sum()) if row is not None and bool(mask[row]) else None
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Look up the kept features; rows that `max_norm` shortens are written back."""
         cuts = self._dynamic.cuts(self, "weight")
         if self.max_norm is None or not cuts:
-            return super().forward(input)
+            found: Tensor = super().forward(input, *args, **kwargs)  # a subclass may take more than an input
+            return found
         weight = self.weight
         output = nn.functional.embedding(
             input, weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse

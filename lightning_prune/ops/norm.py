@@ -42,12 +42,12 @@ class _DynamicStatistics(DynamicOp):
         axis = ("num_features",)
         self._add_axes(weight=axis, bias=axis, running_mean=axis, running_var=axis)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalise the kept channels, and write their running statistics back."""
         state = self._dynamic
         state.enter_forward()
         try:
-            output: Tensor = super().forward(input)
+            output: Tensor = super().forward(input, *args, **kwargs)  # a subclass may take more than an input
         finally:
             state.leave_forward(written=self.training)
         return output
