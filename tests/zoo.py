@@ -82,7 +82,7 @@ ZOO: dict[str, Case] = {
     "chain": Case(models.chain, {"one.conv_(0, 8)_out_2_in_2": 8, "two.conv_(0, 12)_out_2_in_2": 12}),
     # No norm: the convolution makes, the next layer reads; the 1000 classes are an output.
     "two_convolutions": Case(
-        models.two_convolutions, {"feature.0_(0, 8)_out_1_in_1": 8, "feature.1_(0, 16)_out_1_in_1": 16}
+        models.TwoConvolutions, {"feature.0_(0, 8)_out_1_in_1": 8, "feature.1_(0, 16)_out_1_in_1": 16}
     ),
     # Its input is the image and its output is the model's.
     "lone_convolution": Case(lambda: nn.Conv2d(3, 8, 3, padding=1), {}),

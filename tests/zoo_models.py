@@ -32,20 +32,17 @@ def chain() -> nn.Module:
     return nn.Sequential(OrderedDict(one=conv_norm(3, 8), two=conv_norm(8, 12), head=pooled_head(12)))
 
 
-def two_convolutions() -> nn.Module:
+class TwoConvolutions(nn.Module):
     """The two-convolution model of the seed."""
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.feature = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1))
-            self.pool = nn.AdaptiveAvgPool2d(1)
-            self.head = nn.Linear(16, 1000)
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(16, 1000)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.pool(self.feature(x)).flatten(1))
-
-    return Model()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.feature(x)).flatten(1))
 
 
 class Residual(nn.Module):

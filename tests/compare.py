@@ -1,0 +1,74 @@
+"""Run models side by side: outputs in eval and train mode, masks at random, and removed channels set to zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_prune.graph.sandbox import tensors_within
+from lightning_prune.ops import dynamic_ops, static_view
+from lightning_prune.plan import KeepPlan
+from lightning_prune.units import MutableChannelUnit
+
+
+def double(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
+
+
+def outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = False) -> list[Tensor]:
+    """Return every output of one forward without gradients; dropout draws the same every time."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return tensors_within(model.train(train)(*inputs))
+
+
+def scattered(units: Sequence[MutableChannelUnit], seed: int = 0) -> KeepPlan:
+    """Keep a random subset of every unit: at least 2 channels where there are so many, never all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for unit in units:
+        size = unit.num_channels
+        count = int(torch.randint(min(2, size - 1), size, (), generator=generator))
+        kept[unit.name] = tuple(sorted(torch.randperm(size, generator=generator)[:count].tolist()))
+    return KeepPlan(kept)
+
+
+def full(units: Sequence[MutableChannelUnit]) -> KeepPlan:
+    return KeepPlan({unit.name: tuple(range(unit.num_channels)) for unit in units})
+
+
+def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = False) -> list[Tensor]:
+    """Return the outputs of the dense model in which every removed entry of every parameter is 0."""
+    dense = copy.deepcopy(model)
+    with torch.no_grad():
+        for op in dynamic_ops(dense).values():
+            for name, parameter in op._parameters.items():
+                for dim, kept in enumerate(op.kept(name) if parameter is not None else ()):
+                    if kept is not None:
+                        removed = torch.ones(parameter.shape[dim], dtype=torch.bool)
+                        removed[kept] = False
+                        parameter.index_fill_(dim, removed.nonzero().flatten(), 0.0)
+    with static_view(dense):
+        return outputs(dense, inputs, train=train)
+
+
+def macs_of(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """Return the multiply-adds that torch itself counts."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(*inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Assert equality bit for bit, shapes and number included."""
+    found, expected = list(found), list(expected)
+    assert len(found) == len(expected)
+    assert all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, expected, strict=True)), [
+        float((a - b).abs().max()) if a.shape == b.shape else (a.shape, b.shape)
+        for a, b in zip(found, expected, strict=True)
+    ]
