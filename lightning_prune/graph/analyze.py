@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,6 +23,19 @@ from lightning_prune.graph.trace import DenseTrace, trace_model
 __all__ = ["analyze", "certify_kept"]
 
 
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Hold the garbage collector: it would walk the whole model and log again and again, and finds nothing here."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collector()
 def analyze(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -78,6 +93,7 @@ def analyze(
     return graph, trace
 
 
+@_no_collector()
 def certify_kept(graph: ChannelGraph, trace: DenseTrace, kept: Mapping[str, IntArray | Sequence[int]]) -> None:
     """Certify one structure by one more trace.
 

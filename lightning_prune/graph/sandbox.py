@@ -207,11 +207,12 @@ class Sandbox:
                 module.__dict__.clear()
                 module.__dict__.update(saved[name])
             for key, (container, copy) in contents.items():
-                if len(container) != len(copy) or any(
-                    a is not b for a, b in zip(_items(container), _items(copy), strict=True)
-                ):
+                if not container and not copy:
+                    continue
+                pairs = zip(_items(container), _items(copy), strict=False)
+                if len(container) != len(copy) or any(a is not b for a, b in pairs):
                     self.caches.add(key)
-                _refill(container, copy)
+                    _refill(container, copy)
 
     def _note_changes(self, name: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         for key in now.keys() | before.keys():

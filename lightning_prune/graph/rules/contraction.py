@@ -21,7 +21,7 @@ def contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> Axis:
             call.space.mark("in", axis)
             for other in (o for d, o in enumerate(call.axes(tensor)) if d != k):
                 call.space.mark("out", other)
-    if isinstance(x, str) and x == ANY == y:
+    if all(isinstance(axis, str) and axis == ANY for axis in (x, y)):
         call.pin(a, i)
     return call.bind(x, y)
 
