@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.graph.sandbox import tensors_within
@@ -58,9 +59,14 @@ def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = 
 
 
 def macs_of(model: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Return the multiply-adds that torch itself counts."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(*inputs)
+    """Return the multiply-adds that torch itself counts, with attention as plain products: fused kernels hide them."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model.eval()(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2
 
 
