@@ -46,6 +46,6 @@ def did_you_mean(name: object, valid: Iterable[str]) -> str:
         "Did you mean 'l1'? Valid: 'l1', 'random'."
     """
     names = list(valid)
-    close = get_close_matches(str(name), names, n=1)
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)  # "l3" is half of "l1"
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid: {', '.join(map(repr, names))}."

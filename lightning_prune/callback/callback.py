@@ -220,6 +220,10 @@ class PruningCallback(Callback):
         if self.verbose and trainer.is_global_zero:
             Console().print(summary_of(self._active))
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Become small where a resumed fit had no epoch left, so that `on_train_end` never came."""
+        self._compact_if_done(trainer, pl_module)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching; the hooks of the state dict stay, for `save_checkpoint` after fit."""
         while self._watches:
@@ -237,7 +241,9 @@ class PruningCallback(Callback):
             time: Epoch or optimizer step, as the schedule counts, from zero.
         """
         latest = self._schedule.latest(time)
-        return not self.is_done and latest is not None and latest > self._state.last
+        if self.is_done or latest is None:
+            return False
+        return latest > self._state.last or time > self._schedule.last  # a schedule that changed may be over already
 
     @property
     def _active(self) -> ChannelMutator:

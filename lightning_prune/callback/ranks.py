@@ -101,25 +101,22 @@ def agree(trainer: Trainer, mutator: ChannelMutator, plan: KeepPlan) -> None:
         mutator.apply(plan)
         return
     failure: Exception | None = None
-    digest = -1
+    digest = ""
     try:
         mutator.apply(plan)
         kept = sorted(mutator.current_plan().kept.items())
-        digest = int.from_bytes(hashlib.sha256(repr(kept).encode()).digest()[:7], "big")
+        digest = hashlib.sha256(repr(kept).encode()).hexdigest()
     except Exception as error:
         failure = error
-    mine = torch.tensor([digest], dtype=torch.int64, device=trainer.strategy.root_device)
-    found = trainer.strategy.all_gather(mine).flatten().tolist()
+    first = trainer.strategy.broadcast(digest)
+    is_same = trainer.strategy.reduce_boolean_decision(failure is None and digest == first, all=True)
     if failure is not None:
         raise failure
-    failed = [rank for rank, value in enumerate(found) if value == -1]
-    if failed:
-        raise PlanError(f"Got a failure on rank(s) {failed} while pruning; rank {trainer.global_rank} stops too.")
-    if len(set(found)) > 1:
-        other = next(rank for rank, value in enumerate(found) if value != found[0])
+    if not is_same:
+        where = f"rank 0 and rank {trainer.global_rank}" if digest != first else "rank 0 and another rank"
         raise PlanError(
-            f"Got another structure on rank {other} than on rank 0; expected the same on all. Do the ranks start from "
-            "the same checkpoint, with the same arguments?"
+            f"Got different structures on {where}, or a failure on one; expected the same on all. Do the ranks start "
+            "from the same checkpoint, with the same arguments?"
         )
 
 
