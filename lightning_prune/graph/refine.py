@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.graph.certify import Mismatch, run_lockstep
 from lightning_prune.graph.channel_graph import UnitSpec
@@ -18,6 +21,7 @@ from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Refinement", "refine"]
 
+_LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, _NormBase, nn.LayerNorm, nn.GroupNorm)
 _CUTS = frozenset(f"aten::{n}" for n in ("split", "split_with_sizes", "unsafe_split", "tensor_split"))
 
 
@@ -79,7 +83,8 @@ def refine(
     known.pairs = trace.space.pairs
     for labels, reason in trace.space.frozen:
         known.freeze(labels, reason)
-    _freeze_unread(known)
+    _freeze_unread(known, except_for=_bind_layers(known))
+    _freeze_lists(known)
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
@@ -87,8 +92,42 @@ def refine(
             return known, closure, units
 
 
-def _freeze_unread(known: Refinement) -> None:
-    for name in known.trace.axes.keys() - known.trace.read:
+def _bind_layers(known: Refinement) -> set[str]:
+    """A layer of torch is cut as one, though the model may read its parts alone; return what follows a weight."""
+    model, axes = known.trace.sandbox.model, known.trace.axes
+    first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+    followers = set()
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if not isinstance(module, _LAYERS) or weight is None or first[id(weight)] not in axes:
+            continue
+        transposed = isinstance(module, _ConvNd) and module.transposed
+        if isinstance(module, _ConvNd) and transposed and module.groups > 1:
+            continue
+        name, out = first[id(weight)], 1 if transposed else 0
+        for part in (module._parameters.get("bias"), *module._buffers.values()):
+            own = axes.get(first.get(id(part), ""), ())
+            like = axes[name] if len(own) == len(axes[name]) else axes[name][out : out + 1]
+            pairs = [(a, b) for a, b in zip(own, like, strict=False) if is_labelled(a) and is_labelled(b)]
+            if pairs and all(len(a) == len(b) for a, b in pairs):
+                known.pairs += pairs
+                if name in known.trace.read:
+                    followers.add(first[id(part)])
+    return followers
+
+
+def _freeze_lists(known: Refinement) -> None:
+    """An RNN reads its weights from a list that no dynamic op presents."""
+    for prefix, module in known.trace.sandbox.model.named_modules():
+        if isinstance(module, nn.RNNBase):
+            for name in module._parameters:
+                for axis in known.trace.axes.get(f"{prefix}.{name}" if prefix else name, ()):
+                    if is_labelled(axis):
+                        known.freeze(axis, f"{type(module).__name__} reads its weights from a list")
+
+
+def _freeze_unread(known: Refinement, except_for: set[str]) -> None:
+    for name in known.trace.axes.keys() - known.trace.read - except_for:
         for axis in known.trace.axes[name]:
             if is_labelled(axis):
                 known.freeze(axis, "no traced op reads it")

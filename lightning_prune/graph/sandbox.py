@@ -217,7 +217,7 @@ class Sandbox:
     def _note_changes(self, name: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
         for key in now.keys() | before.keys():
             changed = key not in now or key not in before or now[key] is not before[key]
-            if changed and key not in _OWN and key != "_flat_weights":
+            if changed and key not in _OWN and not key.startswith("_flat_weight"):  # an RNN's lists of its weights
                 same_number = isinstance(now.get(key), (int, float)) and now.get(key) == before.get(key)
                 if not same_number:
                     self.caches.add((name, key))

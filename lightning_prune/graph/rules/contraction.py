@@ -35,14 +35,14 @@ def add_bias(call: Call, axis: Axis, bias: Tensor | None) -> Axis:
 def linear(call: Call) -> None:
     """`[..., in] x [out, in] -> [..., out]`."""
     x, w = call["input"], call["weight"]
-    contract(call, x, -1, w, -1)
+    rows, inner = call.sized(x)[:-1], (x.shape[-1], contract(call, x, -1, w, -1))
     if w.dim() == 1:
         call.put(call.out, call.axes(x)[:-1])
-        call.count(*call.sized(x))
+        call.count(*rows, inner)
         return
     out_axis = add_bias(call, call.axes(w)[0], call["bias"])
     call.put(call.out, [*call.axes(x)[:-1], out_axis])
-    call.count(*call.sized(x), *call.sized(w, 0))
+    call.count(*rows, inner, (w.shape[0], out_axis))
 
 
 @rule("mm bmm matmul mv dot vdot")
@@ -65,7 +65,7 @@ def _matmul(call: Call, a: Tensor, b: Tensor) -> list[Axis]:
     batch = _broadcast(call, [batch_left, batch_right])
     if not (is_weight(a) or is_weight(b)):
         mark_attention(call, [axis for _, axis in batch], [contracted, *(axis for _, axis in columns)])
-    call.count(*batch, *rows, *columns, call.sized(a, -1)[0])
+    call.count(*batch, *rows, *columns, (a.shape[-1], contracted))
     return [axis for _, axis in (*batch, *rows, *columns)]
 
 
@@ -197,7 +197,11 @@ def convolution(call: Call) -> None:
     call.put(call.out, [*axes[:channel], out_axis, *call.axes(call.out)[channel + 1 :]])
     positions = x if transposed else call.out
     grid = call.sized(positions, *range(channel + 1, positions.dim()))
-    call.count(*call.sized(x, *range(channel)), *grid, *call.sized(w))
+    # a kernel that is a constant has no labels: it is as large as what it meets
+    first = axes[channel] if transposed else out_axis
+    second = weight[1] if call["groups"] > 1 or is_labelled(weight[1]) else out_axis if transposed else axes[channel]
+    kernel = [(w.shape[0], first if not is_labelled(weight[0]) else weight[0]), (w.shape[1], second)]
+    call.count(*call.sized(x, *range(channel)), *grid, *kernel, *call.sized(w, *range(2, w.dim())))
 
 
 def _groups(call: Call, channels: Axis, size: int, w: Tensor, groups: int) -> Axis:
