@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from lightning_prune.errors import TraceError
@@ -57,6 +57,7 @@ _VIEWS = frozenset(
     )
 )
 _IDENTITY = "_lightning_prune_identity"
+_LARGEST_CONSTANT = 1_000_000  # elements; larger ones are told apart by shape alone
 _POINTWISE = RuleEntry(pointwise)
 _UNKNOWN = RuleEntry(unknown)
 
@@ -161,8 +162,18 @@ class Walk(TorchDispatchMode):
 
 
 def identity(tensor: Tensor) -> Any:
-    """Return which value a tensor is: a parameter's name, `(op number, output number)`, or "constant"."""
-    return getattr(tensor, _IDENTITY, "constant")
+    """Return which value a tensor is: a parameter's name, `(op number, output number)`, or `("constant", digest)`.
+
+    The values of a constant count: `torch.tensor(self.head_dim)` is another one when the size changes.
+    """
+    known = getattr(tensor, _IDENTITY, None)
+    if known is not None:
+        return known
+    if isinstance(tensor, FakeTensor) or tensor.layout != torch.strided or tensor.numel() > _LARGEST_CONSTANT:
+        return "constant", None
+    with _disable_current_modes():
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return "constant", hash(values)
 
 
 def name_tensor(tensor: Tensor, name: Any) -> None:
