@@ -83,13 +83,13 @@ class PruningCallback(Callback):
 
     def __init__(
         self,
-        target: float | dict[str, Any] | str,
+        target: int | float | dict[str, Any] | str,
         importance: Importance | str | dict[str, Any] | Callable[..., Any] = "l1",
-        schedule: Schedule | str | dict[str, Any] | Callable[[float], float] = "cubic",
+        schedule: Schedule | Callable[[float], float] | str | dict[str, Any] = "cubic",
         scope: Literal["global", "isomorphic", "local"] = "global",
         *,
         ignore: Sequence[str] | str = (),
-        divisor: int = 8,
+        divisor: int | float = 8,
         min_ratio: float = 0.1,
         compact: Literal["end", "each", "never"] = "end",
         example_input: Any = None,

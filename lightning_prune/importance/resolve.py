@@ -53,7 +53,7 @@ class Importance:
         Importance(name='l2', reduction='max', normalizer='none', input_related=False)
     """
 
-    name: Callable[..., Tensor] | str = "l1"
+    name: str | Callable[..., Tensor] = "l1"  # str first: jsonargparse writes a name back as it was read
     reduction: str = "mean"
     normalizer: str | None = None
     input_related: bool = False
