@@ -19,7 +19,7 @@ from lightning_prune.mutator import config as written
 from lightning_prune.mutator import wiring
 from lightning_prune.mutator.arguments import parse_channel_unit, split_input
 from lightning_prune.mutator.describe import describe_structure
-from lightning_prune.ops import DynamicOp, dynamic_ops, static_view
+from lightning_prune.ops import DynamicOp, dynamic_ops, see_through, static_view
 from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit
 
@@ -146,7 +146,7 @@ class ChannelMutator:
         if self.example_input is None:
             raise ConfigError("Got no example_input; expected a tensor, a tuple or a mapping to trace the model with.")
         args, kwargs = split_input(self.example_input)
-        with static_view(model):
+        with static_view(model), see_through(model):
             return analyze(model, args, kwargs, ignore=self.ignore, rules=self.rules, strict=self.strict)
 
     def _prepare_from_config(self, model: nn.Module) -> None:
@@ -322,7 +322,7 @@ class ChannelMutator:
         graph = self.graph
         if self._trace is None:
             raise TraceError("This mutator was loaded without its trace; prepare the model again to certify.")
-        with static_view(self.model):
+        with static_view(self.model), see_through(self.model):
             certify_kept(graph, self._trace, plan.kept)
 
     def _certify_current(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_prune.ops.activation import DynamicPReLU
+from lightning_prune.ops.attention import DynamicMultiheadAttention, SlimMultiheadAttention, see_through
 from lightning_prune.ops.base import DynamicOp
 from lightning_prune.ops.conv import (
     DynamicConv1d,
@@ -48,13 +49,16 @@ __all__ = [
     "DynamicInstanceNorm3d",
     "DynamicLayerNorm",
     "DynamicLinear",
+    "DynamicMultiheadAttention",
     "DynamicOp",
     "DynamicPReLU",
     "DynamicRMSNorm",
     "DynamicSyncBatchNorm",
     "GenericDynamic",
+    "SlimMultiheadAttention",
     "convert_",
     "dynamic_ops",
+    "see_through",
     "static_view",
     "tensor_cuts",
     "to_static_",

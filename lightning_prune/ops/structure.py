@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.mutables import KeptIndices, MutableChannel, MutableChannelContainer
+from lightning_prune.ops.attention import settle_
 from lightning_prune.ops.base import DynamicOp
 from lightning_prune.ops.model import dynamic_ops, static_view
 from lightning_prune.ops.slicing import Cut, replace_data_, same_cuts, take_copy
@@ -265,6 +266,11 @@ def reshape_(model: nn.Module, structure: Structure, loaded: Collection[str] = (
         replace_data_(tensor, data)
     for module, attr, value in integers:
         module.__dict__[attr] = value
+    for name, attrs in (*now["integers"].items(), *structure["integers"].items()):
+        if "head_dim" in attrs or "num_heads" in attrs:
+            attention = model.get_submodule(name)
+            full = attrs.get("head_dim", {}).get("full", attention.__dict__.get("head_dim"))
+            settle_(attention, full)
     remember_structure_(model, structure)
 
 
