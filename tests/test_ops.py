@@ -949,3 +949,43 @@ def test_a_tensor_of_another_size_than_the_cut_is_refused():
     cut(axis, 1, 0, 1)
     with pytest.raises(ConfigError, match=r"\[4\] whose axis 0 is 4 long; expected the dense 3"):
         take(torch.zeros(4), [Cut(0, axis.kept_indices())])
+
+
+def scattered_linear() -> ops.DynamicLinear:
+    op = ops.DynamicLinear.convert_from(nn.Linear(4, 3, bias=False))
+    cut(op.get_mutable_attr("in_channels"), 0, 1, 0, 1)
+    cut(op.get_mutable_attr("out_channels"), 1, 0, 1)
+    op._parameters["weight"].data = torch.arange(12.0).view(3, 4)
+    return op
+
+
+@pytest.mark.parametrize("small", [pytest.param(0, id="axis by axis"), pytest.param(12, id="in one step")])
+def test_a_weight_of_any_size_is_cut_alike(monkeypatch, small):
+    monkeypatch.setattr("lightning_prune.ops.slicing.SMALL", small)
+    op = scattered_linear()
+    assert op.weight.tolist() == [[1, 3], [9, 11]]
+    assert type(op.weight.grad_fn).__name__ == ("TakeBackward0" if small else "IndexSelectBackward0")
+    (op.weight * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
+    assert op._parameters["weight"].grad.tolist() == [[0, 1, 0, 2], [0, 0, 0, 0], [0, 3, 0, 4]]
+
+
+def test_a_weight_that_is_replaced_between_reads_is_cut_by_its_own_size():
+    op = scattered_linear()
+    assert op.weight.shape == (2, 2)
+    op._parameters["weight"] = nn.Parameter(torch.zeros(4, 3))
+    with pytest.raises(ConfigError, match=r"\[4, 3\] whose axis 0 is 4 long; expected the dense 3"):
+        _ = op.weight
+
+
+def test_masks_that_move_between_reads_move_the_places():
+    op = scattered_linear()
+    assert op.weight.tolist() == [[1, 3], [9, 11]]
+    op.get_mutable_attr("in_channels").spans[0].mutable.current_choice = torch.tensor([True, False, False, True])
+    assert op.weight.tolist() == [[0, 3], [8, 11]]
+
+
+def test_weights_can_be_batched_by_torch_func():
+    op = scattered_linear()
+    weights = torch.stack([op._parameters["weight"].detach(), torch.ones(3, 4)])
+    outputs = torch.func.vmap(lambda w: torch.func.functional_call(op, {"weight": w}, torch.ones(1, 2)))(weights)
+    assert outputs.tolist() == [[[4, 20]], [[2, 2]]]

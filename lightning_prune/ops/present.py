@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.ops.slicing import is_full, is_kept, put_, take
+from lightning_prune.ops.slicing import is_full, is_kept, put_
 from lightning_prune.ops.state import DynamicState
 
 __all__ = ["Presented", "holding_buffers", "on_full", "presented_integer", "presented_tensor"]
@@ -53,7 +53,7 @@ def presented_tensor(name: str) -> Any:
                 return full
             # Sliced anew at each read, without gradients too: `param.data.copy_()`, as weight averaging swaps weights
             # before a validation, leaves no sign by which a kept slice could be known to be stale.
-            return state.lend(name, full, cuts) if is_buffer else take(full, cuts)
+            return state.lend(name, full, cuts) if is_buffer else state.part(name, full, cuts)
         except AttributeError as error:  # nn.Module would answer it with the dense tensor
             raise RuntimeError(f"Reading {name!r} of {type(module).__name__} failed: {error}") from error
 

@@ -13,6 +13,7 @@ from lightning_prune.mutables import KeptIndices
 
 __all__ = [
     "Cut",
+    "find_places",
     "is_full",
     "is_kept",
     "is_prefix",
@@ -35,6 +36,10 @@ class Cut(NamedTuple):
 
     dim: int
     kept: KeptIndices
+
+
+SMALL = 2**16
+"""Up to so many entries the number of calls, not of entries, decides what a cut costs."""
 
 
 def take(full: Tensor, cuts: Sequence[Cut]) -> Tensor:
@@ -75,6 +80,34 @@ def take(full: Tensor, cuts: Sequence[Cut]) -> Tensor:
     if not full.is_contiguous():
         part = part.contiguous(memory_format=_memory_format(full))
     return part
+
+
+def find_places(full: Tensor, cuts: Sequence[Cut]) -> Tensor | None:
+    """Return where the kept entries of a small tensor lie in its flat form, so that one `Tensor.take` gathers them.
+
+    Of a step of a small network, one gather for each axis and, above all, one scatter for each in the backward are a
+    noticeable part. A large tensor is quicker by whole rows, and its places would take twice its memory.
+
+    Args:
+        full: Contiguous tensor of the dense size.
+        cuts: The axes to cut.
+
+    Returns:
+        Int64 of the kept size on the CPU; None if `full` has more than `SMALL` entries.
+
+    Raises:
+        ConfigError: `full` has another size than the cuts were made for.
+
+    Example:
+        >>> first_and_last = KeptIndices(torch.tensor([True, False, True]))
+        >>> find_places(torch.zeros(3, 3), [Cut(0, first_and_last), Cut(1, first_and_last)])
+        tensor([[0, 2],
+                [6, 8]])
+    """
+    if full.numel() > SMALL:
+        return None
+    with torch.inference_mode(False):  # as for the kept indices: a backward may need to save them
+        return take(torch.arange(full.numel()).view(full.shape), cuts)
 
 
 def is_prefix(full: Tensor, cuts: Sequence[Cut]) -> bool:

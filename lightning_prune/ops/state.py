@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import ConfigError, did_you_mean
 from lightning_prune.mutables import MutableChannelContainer
-from lightning_prune.ops.slicing import Cut, is_prefix, put_, take
+from lightning_prune.ops.slicing import Cut, find_places, is_prefix, put_, take
 
 __all__ = ["DynamicState", "integer_with"]
 
@@ -49,6 +49,7 @@ class DynamicState:
         """Drop everything that is derived from the masks."""
         self._version = -1
         self._cuts: dict[str, tuple[Cut, ...]] = {}
+        self._places: dict[str, tuple[torch.Size, Tensor | None]] = {}
         self._integers: dict[str, Any] = {}
         self._watched: tuple[MutableChannelContainer, ...] | None = None
         self._loans: dict[str, _Loan] = {}
@@ -73,6 +74,7 @@ class DynamicState:
         if version != self._version:
             self._version = version
             self._cuts.clear()
+            self._places.clear()
             self._integers.clear()
 
     def cuts(self, module: Any, name: str) -> tuple[Cut, ...]:
@@ -83,6 +85,22 @@ class DynamicState:
             kept = ((dim, module._axis_kept(attr)) for dim, attr in enumerate(self.axes.get(name, ())) if attr)
             found = self._cuts[name] = tuple(Cut(dim, indices) for dim, indices in kept if indices is not None)
         return found
+
+    def part(self, name: str, full: Tensor, cuts: tuple[Cut, ...]) -> Tensor:
+        """Return what `take` does of a parameter; a small one is cut on all its axes in one step.
+
+        Args:
+            name: Name of the parameter.
+            full: The parameter, of the dense size.
+            cuts: Its cut axes, at least one.
+        """
+        # Only a parameter itself: for what stands in its place under torch.func, `Tensor.take` may have no rule.
+        if len(cuts) < 2 or type(full) is not nn.Parameter or not full.is_cpu or not full.is_contiguous():
+            return take(full, cuts)
+        known = self._places.get(name)
+        if known is None or known[0] != full.shape:
+            known = self._places[name] = (full.shape, find_places(full, cuts))
+        return take(full, cuts) if known[1] is None else full.take(known[1])
 
     def integer(self, module: Any, name: str) -> Any:
         """Return the live value of the integer attribute `name`."""
