@@ -1,0 +1,352 @@
+"""Programs that slip through a weaker check: each is refused, or computes what the zero-masked model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_prune.errors import TraceError
+from lightning_prune.export import export_pruned
+from lightning_prune.mutator import ChannelMutator
+from lightning_prune.plan import KeepPlan
+from tests.compare import assert_same, double, full, macs_of, outputs, scattered, zeroed_outputs
+from tests.zoo_models import pooled_head
+
+Function = Callable[[Any, Tensor], Tensor]
+
+
+class Body(nn.Module):
+    """A convolution makes `channels`; a function, given the module for what it keeps, turns them into `read`."""
+
+    def __init__(self, function: Function, channels: int, read: int, keeps: dict[str, Any]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.out = nn.Conv2d(read, 7, 1)
+        self.head = pooled_head(7)
+        self.function = function
+        for name, value in keeps.items():
+            setattr(self, name, value(self) if callable(value) else value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.out(self.function(self, self.stem(x)))))
+
+
+@dataclass(frozen=True)
+class Trap:
+    function: Function
+    channels: int
+    read: int
+    units: dict[str, int]
+    keeps: dict[str, Any]
+
+    def make(self) -> nn.Module:
+        return Body(self.function, self.channels, self.read, self.keeps).double()
+
+
+def trap(function: Function, units: Any = (), *, channels: int = 16, read: int = 0, **keeps: Any) -> Trap:
+    """Return a trap; `units` beside that of `out`: (start, channels) of the stem's own, or names and sizes."""
+    if not isinstance(units, dict):
+        units = {f"stem_({units[0]}, {channels})_out_1_in_1": units[1]} if units else {}
+    return Trap(function, channels, read or channels, units, keeps)
+
+
+def zeroed_in_place(_: Any, x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :4] = 0
+    return x
+
+
+def temporal_shift(_: Any, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, :4] = x[:, 4:8]
+    y[:, 4:] = x[:, 4:]
+    return y
+
+
+def rolled_half(_: Any, x: Tensor) -> Tensor:
+    left, right = x.chunk(2, 1)
+    return torch.cat([right, left.roll(1, 1)], 1)
+
+
+def reads_of_qkv(self: Any, y: Tensor) -> Tensor:
+    n = self.n
+    return y[:, :n] + y[:, 16 : 16 + n] * y[:, -n:]
+
+
+def shuffled(_: Any, x: Tensor) -> Tensor:
+    return x.unflatten(1, (3, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def rotated(_: Any, x: Tensor) -> Tensor:
+    half = x.shape[1] // 2
+    return x * 0.3 + torch.cat([-x[:, half:], x[:, :half]], 1) * 0.5
+
+
+def parent_reads(self: Any, x: Tensor) -> Tensor:
+    return F.linear(x.movedim(1, -1), self.proj.weight, self.proj.bias).movedim(-1, 1)
+
+
+def bias_apart(self: Any, x: Tensor) -> Tensor:
+    made = F.linear(x.movedim(1, -1), self.proj.weight).movedim(-1, 1)
+    return torch.cat([F.relu(made), self.other(x) + self.proj.bias.view(1, -1, 1, 1)], 1)
+
+
+def halves_of_a_weight(self: Any, x: Tensor) -> Tensor:
+    w = self.proj.weight
+    return torch.cat([F.conv2d(x, w[:8]), F.conv2d(x, w[8:]) * 2], 1)
+
+
+def blurred(self: Any, x: Tensor) -> Tensor:
+    return F.conv2d(x, self.kernel.expand(x.shape[1], 1, 3, 3).to(x), padding=1, groups=x.shape[1])
+
+
+def sum_of_ones(x: Tensor) -> Tensor:
+    ones = torch.ones(x.shape[1]).to(x)
+    return torch.einsum("i,i->", ones, ones)
+
+
+WHOLE = (0, 16)
+TRAPS = {
+    # what is done to one part is not done to another
+    "parts scaled apart": trap(lambda _, x: torch.cat([x[:, :8] * 2, x[:, 8:] * 3], 1), (8, 8)),
+    "zeroed in place": trap(zeroed_in_place, (4, 12)),
+    "shift by slices": trap(lambda _, x: torch.cat([x[:, 4:], x[:, :4]], 1), (4, 12)),
+    "temporal shift": trap(temporal_shift, (8, 8)),
+    "half of it rolled": trap(rolled_half),
+    "reads at numbers that agree with a size": trap(reads_of_qkv, channels=48, read=16, n=16),
+    "a mask by position": trap(lambda _, x: torch.where((torch.arange(16) < 4).view(1, -1, 1, 1), x * 2, x)),
+    "taken by a permutation": trap(lambda self, x: x[:, self.order], order=lambda _: torch.randperm(16)),
+    # what holds for pairs
+    "even and odd": trap(lambda _, x: x[:, ::2] * x[:, 1::2], (0, 8), read=8),
+    "rotated by half": trap(rotated, (0, 8)),
+    "gated by half": trap(lambda _, x: F.glu(x, 1), (0, 8), read=8),
+    "largest of neighbours": trap(lambda _, x: x.unflatten(1, (-1, 2)).amax(2), (0, 8), read=8),
+    "flipped": trap(lambda _, x: x.flip(1) + x, (0, 8)),
+    "shuffled by views": trap(shuffled, (0, 8), channels=24),
+    "shuffled": trap(lambda _, x: F.channel_shuffle(x, 3), (0, 8), channels=24),
+    "pixels": trap(lambda _, x: F.pixel_shuffle(x, 2), (0, 4), read=4),
+    # what depends on the number of channels
+    "an odd number": trap(lambda _, x: x * 2 if x.shape[1] % 16 else x),
+    "divided by the number": trap(lambda _, x: x / x.shape[1]),
+    "divided by a tensor of the number": trap(lambda _, x: x / torch.tensor(float(x.shape[1])).to(x)),
+    "divided by a new tensor of the number": trap(lambda _, x: x / x.new_tensor(x.shape[1])),
+    "sinusoid of positions": trap(lambda _, x: x + torch.arange(x.shape[1]).to(x).sin().view(1, -1, 1, 1)),
+    "last position": trap(lambda _, x: x * torch.arange(x.shape[1])[-1]),
+    "count of ones": trap(lambda _, x: x * torch.ones(x.shape[1]).count_nonzero()),
+    "norm of ones": trap(lambda _, x: x * torch.linalg.norm(torch.ones(x.shape[1]))),
+    "product of ones": trap(lambda _, x: x * sum_of_ones(x)),
+    "where ones are": trap(lambda _, x: x * torch.where(torch.ones(x.shape[1]))[0].sum()),
+    "rows of sixteen": trap(lambda _, x: (x.movedim(1, -1).reshape(-1, 16) * 2).view(2, 8, 8, 16).movedim(-1, 1)),
+    "four groups by a number": trap(lambda _, x: x.unflatten(1, (4, -1)).flatten(1, 2), (0, 4)),
+    # one channel left
+    "squeezed": trap(lambda _, x: x.mean((2, 3)).squeeze()[:, :, None, None], WHOLE),
+    "one that would broadcast": trap(lambda self, x: x * self.gate(x.mean((2, 3)))[:, :, None, None], {
+        "stem_(0, 16)_out_2_in_2": 16,
+    }, gate=lambda _: nn.Linear(16, 16)),
+    # weights that the layer does not hand out itself
+    "a weight in a list": trap(
+        lambda self, x: x * self.listed[0],
+        first=lambda _: nn.Parameter(torch.rand(16, 1, 1)), listed=lambda self: [self.first],
+    ),
+    "a constant in a list": trap(lambda self, x: x * self.listed[0], listed=[torch.rand(16, 1, 1).double()]),
+    "the parent reads the weight": trap(
+        parent_reads, {"stem_(0, 16)_out_1_in_1": 16, "proj_(0, 16)_out_1_in_1": 16}, proj=lambda _: nn.Linear(16, 16)
+    ),
+    "a bias read apart from its weight": trap(
+        bias_apart, {"stem_(0, 16)_out_1_in_2": 16, "proj_(0, 12)_out_2_in_1": 12},
+        read=24, proj=lambda _: nn.Linear(16, 12), other=lambda _: nn.Conv2d(16, 12, 1),
+    ),
+    "halves of a weight": trap(
+        halves_of_a_weight, {"stem_(0, 16)_out_1_in_1": 16, "proj_(8, 16)_out_1_in_1": 8},
+        proj=lambda _: nn.Conv2d(16, 16, 1),
+    ),
+    "a kernel as large as its input": trap(blurred, WHOLE, kernel=lambda _: torch.rand(3, 3)),
+    # all channels together
+    "softmax": trap(lambda _, x: x.softmax(1)),
+    "the four largest": trap(lambda _, x: x.topk(4, 1).values, read=4),
+    "local response": trap(lambda _, x: F.local_response_norm(x, 3)),
+    "pooled channels": trap(lambda _, x: F.max_pool1d(x.flatten(2).mT, 2).mT.unflatten(2, (8, 8)), read=8),
+    "convolved channels": trap(
+        lambda self, x: x * self.across(x.mean((2, 3))[:, None])[:, 0, :, None, None].sigmoid(),
+        across=lambda _: nn.Conv1d(1, 1, 3, padding=1),
+    ),
+    "spectrum": trap(lambda _, x: torch.fft.fft(x, dim=1).real),
+    "centred": trap(lambda _, x: x - x.mean(1, keepdim=True), WHOLE),
+    "unit length": trap(lambda _, x: F.normalize(x, dim=1), WHOLE),
+    # recurrent
+    "cell": trap(
+        lambda self, x: self.cell(x.mean((2, 3)))[:, :, None, None],
+        {"stem_(0, 16)_out_1_in_1": 16, "cell_(0, 30)_out_1_in_2": 10}, read=10, cell=lambda _: nn.GRUCell(16, 10),
+    ),
+    "sequence": trap(
+        lambda self, x: self.lstm(x.flatten(2).mT)[0].mT.unflatten(2, (8, 8)), read=10,
+        lstm=lambda _: nn.LSTM(16, 10, batch_first=True),
+    ),
+}  # fmt: skip
+
+
+class CountsAlike(nn.Module):
+    """Three integers are 8; only one of them is the number of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = self.heads = self.temperature = 8
+        self.embed, self.out = nn.Linear(7, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).unflatten(2, (self.heads, 4))
+        for _ in range(self.steps):
+            x = x * 1.1
+        return self.out((x / self.temperature).flatten(2))
+
+
+class Attention(nn.Module):
+    """The scale of attention is what `score` makes of queries and keys."""
+
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.attend = 4, 6, attend
+        self.q, self.k, self.v, self.out = (nn.Linear(7, 24), nn.Linear(7, 24), nn.Linear(7, 24), nn.Linear(24, 5))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, self.head_dim)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+def scaled_by_a_tensor(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT / torch.sqrt(torch.tensor(q.shape[-1])).to(q)).softmax(-1) @ v
+
+
+class LargestNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(11, 12, max_norm=1.0), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.embed(x))
+
+
+class TokenNorm(nn.Module):
+    """Batch statistics of each token, taken over the features too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Linear(7, 12), nn.BatchNorm1d(9), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.embed(x)))
+
+
+HEADS, HEAD_DIM = "q_(0, 24)_out_3_in_1_heads", "q_(0, 24)_out_2_in_0_head_dim"
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
+    "three integers of one value": (CountsAlike, (2, 9, 7), {"embed_(0, 32)_out_1_in_1": 8}),
+    "attention scaled by its head_dim": (
+        lambda: Attention(F.scaled_dot_product_attention),
+        (2, 9, 7),
+        {HEADS: 4, "q_(0, 24)_out_3_in_1_head_dim": 6},
+    ),
+    "attention scaled by a tensor": (lambda: Attention(scaled_by_a_tensor), (2, 9, 7), {HEADS: 4}),
+    "embedding of a largest norm": (LargestNorm, (2, 9), {}),
+    "statistics over features": (TokenNorm, (2, 9, 7), {"embed_(0, 12)_out_1_in_1": 12}),
+}
+
+
+def prepare(model: nn.Module, inputs: tuple[Tensor, ...]) -> ChannelMutator:
+    mutator = ChannelMutator(example_input=inputs)
+    mutator.prepare_from_supernet(model)
+    return mutator
+
+
+def structures(mutator: ChannelMutator) -> list[KeepPlan]:
+    """Return plans for all units at once, and for each with one channel left."""
+    everything = full(mutator.units).kept
+    alone = [KeepPlan({**everything, unit.name: (1,)}) for unit in mutator.units]
+    return [scattered(mutator.units), scattered(mutator.units, seed=1), *alone]
+
+
+def assert_sound(mutator: ChannelMutator, inputs: tuple[Tensor, ...]) -> int:
+    """Assert that every accepted structure computes what it must; return how many were refused."""
+    model, refused, sizes = mutator.model, 0, {unit.name: unit.num_channels for unit in mutator.units}
+    rescaled = {unit.name for unit in mutator.graph.units if unit.renormalizing or unit.rescaling}
+    for plan in structures(mutator):
+        try:
+            mutator.apply(plan)
+        except TraceError:
+            refused += 1
+            continue
+        small = export_pruned(model)
+        cut = {name for name, kept in plan.kept.items() if len(kept) < sizes[name]}
+        for train in (False, True):
+            found = outputs(model, inputs, train=train)
+            torch.testing.assert_close(found, outputs(small, inputs, train=train), rtol=0, atol=1e-12)
+            if not cut & rescaled:
+                zeroed = zeroed_outputs(model, inputs, train=train)
+                torch.testing.assert_close(found, zeroed, rtol=0, atol=1e-10)
+        assert macs_of(small, inputs) == mutator.cost().macs
+        assert sum(p.numel() for p in small.parameters()) == mutator.cost().params
+    return refused
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_is_refused_or_computes_what_the_zero_masked_model_does(name: str) -> None:
+    inputs = (torch.randn(2, 3, 8, 8).double(),)
+    mutator = prepare(TRAPS[name].make(), inputs)
+    expected = {**TRAPS[name].units, "out_(0, 7)_out_1_in_1": 7}
+    assert {unit.name: unit.num_channels for unit in mutator.units} == expected
+    assert assert_sound(mutator, inputs) == (1 if name == "squeezed" else 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_refused_or_computes_what_the_zero_masked_model_does(name: str) -> None:
+    build, shape, units = MODELS[name]
+    inputs = double((torch.randint(11, shape) if len(shape) == 2 else torch.randn(shape),))
+    mutator = prepare(build().double(), inputs)
+    assert {unit.name: unit.num_channels for unit in mutator.units} == units
+    assert assert_sound(mutator, inputs) == 0
+
+
+def test_only_the_integer_that_counts_heads_follows() -> None:
+    mutator = prepare(CountsAlike(), (torch.randn(2, 9, 7),))
+    assert [(f.module, f.attribute, f.element) for f in mutator.graph.followers] == [("", "heads", None)]
+    mutator.apply(KeepPlan({"embed_(0, 32)_out_1_in_1": (1, 4, 6)}))
+    assert (mutator.model.heads, mutator.model.steps, mutator.model.temperature) == (3, 8, 8)
+
+
+def test_a_refused_plan_leaves_the_model_as_it_was() -> None:
+    inputs = (torch.randn(2, 3, 8, 8).double(),)
+    mutator = prepare(TRAPS["squeezed"].make(), inputs)
+    mutator.apply(scattered(mutator.units))
+    plan, expected = mutator.current_plan(), outputs(mutator.model, inputs)
+    with pytest.raises(TraceError, match=r"`squeeze`: 1 axes instead of 2\. The model is unchanged"):
+        mutator.apply(KeepPlan({"stem_(0, 16)_out_1_in_1": (3,)}))
+    assert mutator.current_plan() == plan
+    assert_same(outputs(mutator.model, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "reason"),
+    [
+        pytest.param("parts scaled apart", "stem.weight", "a slice by constant numbers in Body", id="slice"),
+        pytest.param("softmax", "stem.weight", "softmax over channels in `softmax` of Body", id="softmax"),
+        pytest.param("taken by a permutation", "stem.weight", "taken by index in `index` of Body", id="index"),
+        pytest.param("a weight in a list", "first", "reached around the module that owns it", id="list"),
+        pytest.param("sequence", "lstm.weight_hh_l0", "LSTM reads its weights from a list", id="recurrent"),
+        pytest.param("shift by slices", "head.linear.weight", "model output", id="output"),
+        pytest.param("half of it rolled", "stem.weight", "`roll`: it takes other channels in Body", id="roll"),
+        pytest.param(
+            "divided by the number", "stem.weight", "where the dense model takes ('other', 16) in Body", id="scalar"
+        ),
+    ],
+)
+def test_a_frozen_axis_says_why(name: str, tensor: str, reason: str) -> None:
+    mutator = prepare(TRAPS[name].make(), (torch.randn(2, 3, 8, 8).double(),))
+    assert reason in {f.tensor: f.reason for f in reversed(mutator.graph.frozen)}[tensor]
