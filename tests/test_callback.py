@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ModelSummary
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ModelSummary
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
@@ -430,8 +430,10 @@ class Later(LitNet):
 
 @pytest.mark.parametrize("make", [Late, Later])
 def test_layers_made_in_setup_are_refused(make: Any) -> None:
+    model = make()
     with pytest.raises(ConfigError, match=r"in __init__ or in configure_model"):
-        trainer(pruning()).fit(make(), loader())
+        trainer(pruning()).fit(model, loader())
+    assert not dynamic_ops(model)
 
 
 def test_layers_made_in_configure_model_are_pruned() -> None:
@@ -549,6 +551,81 @@ def test_learning_rate_schedulers_go_on() -> None:
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
+class Manual(LitNet):
+    """Two optimizers by hand; the second is for the head alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        body = [p for name, p in self.named_parameters() if not name.startswith("head")]
+        return torch.optim.Adam(body, 1e-2), torch.optim.SGD(self.head.parameters(), 0.1, momentum=0.9)
+
+
+def test_two_optimizers_by_hand_shrink_both() -> None:
+    model, fit = Manual(), trainer(pruning())
+    fit.fit(model, loader())
+    assert not dynamic_ops(model)
+    states = {p: s for optimizer in fit.optimizers for p, s in optimizer.state.items()}
+    assert set(states) == set(model.parameters())
+    for parameter, state in states.items():
+        moments = [value for value in state.values() if isinstance(value, Tensor) and value.dim()]
+        assert moments
+        assert all(value.shape == parameter.shape for value in moments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param({"fast_dev_run": True}, id="fast_dev_run"),
+        pytest.param({"overfit_batches": 1}, id="overfit_batches"),
+        pytest.param({"limit_train_batches": 1}, id="limit_train_batches"),
+        pytest.param({"gradient_clip_val": 0.1, "accumulate_grad_batches": 2}, id="clip and accumulate"),
+        pytest.param({"val_check_interval": 0.5, "num_sanity_val_steps": 1}, id="val_check_interval"),
+        pytest.param({"reload_dataloaders_every_n_epochs": 1}, id="reload"),
+        pytest.param({"enable_checkpointing": None, "logger": None, "barebones": True}, id="barebones"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*barebones.*", "ignore:.*overfit_batches.*")
+def test_ways_to_run_a_trainer(arguments: dict[str, Any]) -> None:
+    model, callback = LitNet(), pruning(schedule="cubic")
+    trainer(callback, **arguments).fit(model, loader(), loader())
+    assert not dynamic_ops(model)
+    assert callback.is_done
+    assert widths(model) < (16, 32)
+
+
+def test_the_learning_rate_finder_leaves_the_schedule_alone(tmp_path: Path) -> None:
+    class Rated(LitNet):
+        lr = 0.01
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), self.lr)
+
+    record = Record()
+    finder = LearningRateFinder(num_training_steps=5)
+    trainer(pruning(), finder, record, path=tmp_path).fit(Rated(), loader())
+    assert record.widths[0] == (16, 32)
+    assert record.widths[2] == record.widths[3] < (16, 32)
+
+
+def test_an_exception_ends_the_watch_over_layers() -> None:
+    model = Parted()
+    model.reads_inside = True
+    with pytest.raises(ConfigError, match="layer 'hidden'"):
+        trainer(pruning({"macs": 0.6})).fit(model, loader())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
 def test_other_stages_neither_trace_nor_need_an_example(tmp_path: Path) -> None:
     fit = trainer(pruning())
     fit.fit(LitNet(), loader())
@@ -586,6 +663,14 @@ torch.save({"weights": dict(model.named_parameters()), "kept": kept}, f"rank{fit
 """
 
 
+def two_processes(script: str, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    file = path / "run.py"
+    file.write_text(script, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(file), *arguments]
+    return subprocess.run(command, cwd=path, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
 @pytest.mark.parametrize(
     ("compact", "strategy"),
     [
@@ -594,11 +679,7 @@ torch.save({"weights": dict(model.named_parameters()), "kept": kept}, f"rank{fit
     ],
 )
 def test_two_processes_keep_the_same_structure_and_weights(compact: str, strategy: str, tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT, encoding="utf-8")
-    command = [sys.executable, str(script), compact, strategy]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    result = two_processes(SCRIPT, tmp_path, compact, strategy)
     assert result.returncode == 0, result.stderr[-4000:]
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     assert first["kept"] == second["kept"]
@@ -607,3 +688,33 @@ def test_two_processes_keep_the_same_structure_and_weights(compact: str, strateg
     for name, weight in first["weights"].items():
         assert torch.equal(weight, second["weights"][name]), name
     assert len(first["weights"]["conv1.weight"]) == len(kept) < 16
+
+
+DISAGREE = """
+from lightning_prune import ChannelMutator
+from lightning_prune.plan import KeepPlan
+from tests.lit import LitNet, loader, pruning, trainer
+
+apply = ChannelMutator.apply
+
+def other(self, plan):
+    if fit.global_rank == 1:
+        plan = KeepPlan({name: kept[1:] for name, kept in plan.kept.items()})
+    apply(self, plan)
+
+ChannelMutator.apply = other
+fit = trainer(pruning(), strategy="ddp", devices=2)
+try:
+    fit.fit(LitNet(), loader())
+finally:
+    with open(f"rank{fit.global_rank}.txt", "w") as file:
+        import sys
+        file.write(str(sys.exc_info()[1]))
+"""
+
+
+def test_a_rank_with_another_structure_stops_all_ranks(tmp_path: Path) -> None:
+    assert two_processes(DISAGREE, tmp_path).returncode != 0
+    for rank in (0, 1):
+        said = (tmp_path / f"rank{rank}.txt").read_text(encoding="utf-8")
+        assert "Got different structures on rank 0 and" in said

@@ -29,7 +29,7 @@ from lightning_prune.compact import grow_
 from lightning_prune.errors import ConfigError
 from lightning_prune.importance import Importance, resolve_importance
 from lightning_prune.mutator import ChannelMutator
-from lightning_prune.ops import dynamic_ops
+from lightning_prune.ops import dynamic_ops, to_static_
 from lightning_prune.ops.removed import put_back_
 from lightning_prune.ops.structure import remembered_structure, set_masks_
 from lightning_prune.plan import KeepPlan
@@ -117,6 +117,7 @@ class PruningCallback(Callback):
             raise ConfigError(f"Got mutator= together with {given}=; give {given} to the ChannelMutator instead.")
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
+        self._root: nn.Module | None = None
         self._home: tuple[torch.device, torch.dtype | str] = (torch.device("cpu"), torch.float32)
         self._parameters: frozenset[str] = frozenset()
         self._watches: list[RemovableHandle] = []
@@ -125,18 +126,18 @@ class PruningCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Trace, certify and convert: optimizers and wrappers do not exist yet, weights are not loaded yet."""
-        has_hooks = bool(pl_module._load_state_dict_pre_hooks)
-        register_hooks(pl_module, averages_of(trainer))
+        had_hooks = register_hooks(pl_module, averages_of(trainer))
         if stage != "fit":
             return
         self._check_alone(trainer)
-        check_strategy(trainer, has_hooks)
+        check_strategy(trainer, had_hooks)
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()
         self._resolved = self.schedule.resolve(trainer.max_epochs, trainer.max_steps)
         root = find_root(pl_module, self.submodule)
-        if self.mutator is None or self.mutator._model is not root or not self._state.kept:
+        if self._root is not root:  # else it was fitted before, and goes on
             self._prepare(trainer, pl_module, root)
+            self._root = root
         self._state.count_in(self._resolved.unit, self._now(trainer))
         self._watches = watch_widths(pl_module)
         self._parameters = frozenset(name for name, _ in pl_module.named_parameters())
@@ -184,11 +185,13 @@ class PruningCallback(Callback):
         """Check what `LightningModule.setup` and `configure_optimizers` made: they have run by now."""
         new = sorted({name for name, _ in pl_module.named_parameters()} - self._parameters)
         if new:
+            to_static_(pl_module)
             raise ConfigError(
                 f"Got parameters that appeared in LightningModule.setup: {', '.join(new[:4])}; they were not traced. "
                 "Make layers in __init__ or in configure_model."
             )
         if self.compact != "never" and any(isinstance(o, LBFGS) for o in trainer.optimizers):
+            to_static_(pl_module)
             raise ConfigError("Got LBFGS, whose state cannot shrink. Set compact='never', or use another optimizer.")
         hold_until(trainer, self._schedule)
 
@@ -226,6 +229,13 @@ class PruningCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop watching; the hooks of the state dict stay, for `save_checkpoint` after fit."""
+        self._stop_watching()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop watching: `teardown` does not come after an exception."""
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
         while self._watches:
             self._watches.pop().remove()
 

@@ -18,19 +18,23 @@ from lightning_prune.ops.structure import named_tensors
 __all__ = ["register_hooks"]
 
 
-def register_hooks(pl_module: LightningModule, averages: list[nn.Module]) -> None:
+def register_hooks(pl_module: LightningModule, averages: list[nn.Module]) -> bool:
     """Let the module and its averages carry and follow structures; calling it again changes nothing.
 
     Args:
         pl_module: The root of the state dict.
         averages: Copies that exist already; later ones are copied with their hooks.
+
+    Returns:
+        Whether the module followed structures before.
     """
-    hooks = pl_module._load_state_dict_pre_hooks.values()
-    if all(getattr(hook, "hook", None) is not _from_file for hook in hooks):
+    had = [getattr(hook, "hook", None) for hook in pl_module._load_state_dict_pre_hooks.values()]
+    if _from_file not in had:
         # before the hook that follows the metadata
         pl_module.register_load_state_dict_pre_hook(_from_file)  # type: ignore[no-untyped-call]
     for module in (pl_module, *averages):
         register_structure_hooks(module)
+    return any(getattr(hook, "__module__", "").startswith("lightning_prune.") for hook in had)
 
 
 def _from_file(

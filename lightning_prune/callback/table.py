@@ -25,6 +25,7 @@ def summary_of(mutator: ChannelMutator) -> RenderableType:
         mutator: Its masks say what remains; its model may be small already.
     """
     units = Table("unit", "axis", "before", "after", title="Pruned units", title_justify="left")
+    units.columns[0].overflow = "fold"
     for unit in mutator.units:
         units.add_row(unit.name, unit.axis, str(unit.num_channels), str(unit.activated_channels))
     costs = Table("cost", "before", "after", "remains", title="Costs", title_justify="left")
