@@ -18,8 +18,8 @@ from lightning_prune.graph.labels import IntArray
 
 __all__ = ["Cost", "CostModel", "Expression", "Polynomial"]
 
-# constant + sum of coefficient * product of the kept counts of the units
-Expression = tuple[int, tuple[tuple[int, tuple[int, ...]], ...]]
+# constant + sum of numerator * product of the kept counts of the units // denominator
+Expression = tuple[int, tuple[tuple[int, int, tuple[int, ...]], ...]]
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ class Polynomial:
         self.scale = np.array(list(merged.values()), np.int64)
         expressions = {e: k for k, e in enumerate({e for sizes in merged for e in sizes})}
         self._constant = np.array([e[0] for e in expressions], np.int64)
-        owned = [(k, c, units) for e, k in expressions.items() for c, units in e[1]]
-        self._owner = np.array([k for k, _, _ in owned], np.int64)
-        self._coefficient = np.array([c for _, c, _ in owned], np.int64)
-        self._units = _padded([units for _, _, units in owned], num_units)
+        owned = [(k, *term) for e, k in expressions.items() for term in e[1]]
+        self._owner = np.array([k for k, *_ in owned], np.int64)
+        self._numerator = np.array([n for _, n, _, _ in owned], np.int64)
+        self._denominator = np.array([d for _, _, d, _ in owned], np.int64)
+        self._units = _padded([units for *_, units in owned], num_units)
         self._factors = _padded([[expressions[e] for e in sizes] for sizes in merged], len(expressions))
 
     def __call__(self, counts: IntArray) -> IntArray:
@@ -77,7 +78,7 @@ class Polynomial:
             Int64 `[...]`.
         """
         ones = np.ones((*counts.shape[:-1], 1), np.int64)
-        values = self._coefficient * np.concatenate([counts, ones], -1)[..., self._units].prod(-1)
+        values = self._numerator * np.concatenate([counts, ones], -1)[..., self._units].prod(-1) // self._denominator
         sizes = np.broadcast_to(self._constant, (*counts.shape[:-1], len(self._constant))).copy()
         np.add.at(sizes.T, self._owner, values.T)  # the transpose is a view: one row per expression
         result: IntArray = (self.scale * np.concatenate([sizes, ones], -1)[..., self._factors].prod(-1)).sum(-1)

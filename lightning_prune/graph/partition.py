@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -337,11 +338,10 @@ def _expression(closure: Closure, found: Partition, full: IntArray, axis: IntArr
     positions, units = positions[order], units[order]
     starts = np.flatnonzero(np.diff(positions, prepend=-1))
     widths = np.diff(starts, append=len(positions))
-    terms: list[tuple[int, tuple[int, ...]]] = []
+    terms: list[tuple[int, int, tuple[int, ...]]] = []
     for width in np.unique(widths).tolist():  # positions that live by one unit, by two, ...
         sets = units[starts[widths == width][:, None] + np.arange(width)]
         for members, count in zip(*np.unique(sets, axis=0, return_counts=True), strict=True):
-            grid = int(np.prod(full[members]))
-            assert count % grid == 0, f"{count} positions over a grid of {grid}: the axis is no polynomial"
-            terms.append((int(count) // grid, tuple(members.tolist())))
+            share = Fraction(int(count), int(np.prod(full[members])))  # a part of a unit only where nothing is priced
+            terms.append((share.numerator, share.denominator, tuple(members.tolist())))
     return len(axis) - len(starts), tuple(sorted(terms))

@@ -88,8 +88,21 @@ def refine(
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
-        if not _find_counterexamples(known, closure, units):
+        samples = (
+            Sampler(trace, closure, units.units, opposite) for opposite in (False, True)[: 1 + _takes_parts(trace)]
+        )
+        if not any(_find_counterexamples(known, closure, units, sampler) for sampler in samples):
             return known, closure, units
+
+
+def _takes_parts(trace: DenseTrace) -> bool:
+    """Return whether some op takes a part of labelled channels: it may hold by luck for one choice of kept ones."""
+    return any(
+        event.entry.index and event.name not in ("aten::cat", "aten::chunk") and any(map(is_labelled, axes))
+        for events in trace.events.values()
+        for event in events
+        for axes in event.in_axes
+    )
 
 
 def _bind_layers(known: Refinement) -> set[str]:
@@ -145,12 +158,11 @@ def _freeze_ignored(known: Refinement, ignored: Callable[[str], str | None]) -> 
                 known.freeze(axis, f"ignore={pattern!r}")
 
 
-def _find_counterexamples(known: Refinement, closure: Closure, units: Partition) -> bool:
+def _find_counterexamples(known: Refinement, closure: Closure, units: Partition, sampler: Sampler) -> bool:
     """Certify all units together, by halves on failure; mend every kind that fails and say whether one did."""
     kinds: dict[str, list[UnitSpec]] = {}
     for unit in units.units:
         kinds.setdefault(unit.kind, []).append(unit)
-    sampler = Sampler(known.trace, closure, units.units)
     accepted: list[UnitSpec] = []
     mended = False
     before = frozenset(known.mended)
@@ -189,9 +201,16 @@ def _find_counterexamples(known: Refinement, closure: Closure, units: Partition)
 
 
 class Sampler:
-    """Choose kept channels that tell sizes apart: counts that equal no old size and differ between units."""
+    """Choose kept channels that tell sizes apart: counts that equal no old size and differ between units.
 
-    def __init__(self, trace: DenseTrace, closure: Closure, units: Sequence[UnitSpec]) -> None:
+    Args:
+        trace: The dense trace.
+        closure: The classes.
+        units: All units.
+        opposite: Keep what else would be removed, as far as at least two channels remain.
+    """
+
+    def __init__(self, trace: DenseTrace, closure: Closure, units: Sequence[UnitSpec], opposite: bool = False) -> None:
         self.closure = closure
         rng = random.Random(0)
         sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
@@ -206,7 +225,12 @@ class Sampler:
                 next((c for c in counts if c not in used), counts[0]),
             )
             used.add(count)
-            self._dead[unit.name] = unit.classes[sorted(rng.sample(range(total), total - count))]
+            dead = sorted(rng.sample(range(total), total - count))
+            if opposite:
+                kept = sorted(set(range(total)) - set(dead))
+                spared = rng.sample(kept, max(0, min(2, total - 1) - len(dead)))
+                dead = sorted(set(kept) - set(spared))
+            self._dead[unit.name] = unit.classes[dead]
 
     def alive(self, units: Sequence[UnitSpec], together: UnitSpec | None = None) -> BoolArray:
         """Return per label whether it lives when these units are cut; `together` loses what the first one loses."""
