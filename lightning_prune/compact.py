@@ -155,10 +155,10 @@ def _grown(value: Any, cuts: tuple[Cut, ...]) -> Any:
         return type(value)([_grown(item, cuts) for item in value])
     if isinstance(value, dict):
         return {name: _grown(item, cuts) for name, item in value.items()}
-    if not isinstance(value, Tensor) or value.numel() == 1:
+    if not isinstance(value, Tensor):
         return value
     for dim, kept in cuts:
-        if dim < value.dim() and value.shape[dim] == kept.count != kept.full:
+        if dim < value.dim() and value.shape[dim] == kept.count:
             size = [kept.full if d == dim else n for d, n in enumerate(value.shape)]
             value = value.new_zeros(size).index_copy_(dim, kept.on(value.device), value)
     return value

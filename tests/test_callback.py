@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ModelSummary
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -470,6 +471,30 @@ def test_a_second_instance_is_refused() -> None:
 def test_strategies_that_shard_are_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match=r"FSDPStrategy.*ddp.*load_pruned"):
         check_strategy(SimpleNamespace(strategy=FSDPStrategy()), True)  # type: ignore[arg-type]
+
+
+def test_synchronized_batch_norm_is_refused() -> None:
+    strategy = DDPStrategy()
+    strategy._layer_sync = TorchSyncBatchNorm()
+    with pytest.raises(ConfigError, match="sync_batchnorm=True"):
+        check_strategy(SimpleNamespace(strategy=strategy), True)  # type: ignore[arg-type]
+
+
+def test_a_compiled_module_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(LitNet):  # Lightning 2.6 cannot log in a compiled step
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    plain, compiled = Silent(), Silent()
+    compiled.load_state_dict(plain.state_dict())
+    resets: list[int] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    trainer(pruning()).fit(plain, loader())
+    assert not resets
+    trainer(pruning()).fit(torch.compile(compiled, backend="eager"), loader())  # type: ignore[arg-type]
+    assert len(resets) == 3
+    assert widths(plain) == widths(compiled)
+    assert torch.allclose(plain.head.weight, compiled.head.weight, atol=1e-5)
 
 
 def test_spawned_processes_need_the_hooks_before_fit() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from lightning_prune.compact import compact_
+from lightning_prune.compact import compact_, grow_
 from lightning_prune.errors import ConfigError
 from lightning_prune.mutables import MutableChannel
 from lightning_prune.ops import DynamicOp, convert_
@@ -108,6 +108,43 @@ def test_training_goes_on_like_that_of_a_small_model_with_sliced_state(make):
         assert torch.equal(mine, theirs)
         for key, value in optimizer.state[mine].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(other.state[theirs][key])), key
+
+
+@pytest.mark.parametrize("kept", [pytest.param(KEPT, id="three"), pytest.param([2], id="one")])
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in OPTIMIZERS.items()])
+def test_a_small_model_grows_back_with_zeros_and_shrinks_to_what_it_was(make, kept):
+    if "Adafactor" in str(make) and len(kept) == 1:
+        pytest.skip("an axis of length 1 may be a factor of its moments")
+    model, hidden = supernet()
+    optimizer = make(model.parameters())
+    prune(hidden, kept)
+    step(model, optimizer)
+    compact_(model, optimizer)
+    step(model, optimizer)
+    small = copy.deepcopy([dict(model.state_dict()), optimizer.state_dict()])
+
+    grow_(model, optimizer)
+    gone = [k for k in range(5) if k not in kept]
+    assert model[0].weight.shape == (5, 4)
+    assert model[0].out_features == model[2].in_features == 5
+    assert torch.equal(model[0].weight[kept], small[0]["0.weight"])
+    assert not model[0].weight[gone].any()
+    for value in optimizer.state[model[0].bias].values():
+        assert not isinstance(value, torch.Tensor) or value.dim() == 0 or not value[gone].any()
+    convert_(model[0]).get_mutable_attr("out_channels").register_mutable(hidden, 0, 5)
+    convert_(model[2]).get_mutable_attr("in_channels").register_mutable(hidden, 0, 5)
+    compact_(model, optimizer)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, small[0][name]), name
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(small[1]["state"][index][key])), key
+
+
+def test_growing_a_dense_model_changes_nothing():
+    model, _ = supernet()
+    grow_(model)
+    assert isinstance(model[0], DynamicOp)
 
 
 def test_a_graph_that_is_still_alive_does_not_hinder():

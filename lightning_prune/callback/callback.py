@@ -20,7 +20,7 @@ from lightning_prune.callback.gone import alive_now, capped, ranked_last
 from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
 from lightning_prune.callback.ranks import agree, check_strategy, mean_over_ranks, plan_of_rank_zero
 from lightning_prune.callback.restore import register_hooks
-from lightning_prune.callback.shapes import averages_of, grow_all_, made_for, shrink_all_
+from lightning_prune.callback.shapes import averages_of, forget_compiled, grow_all_, made_for, shrink_all_
 from lightning_prune.callback.state import RunState
 from lightning_prune.callback.table import remaining, summary_of
 from lightning_prune.callback.widths import watch_widths
@@ -279,6 +279,7 @@ class PruningCallback(Callback):
         plan = plan_of_rank_zero(trainer, lambda: self._plan(mutator, scores, progress))
         with made_for(pl_module, *self._home):
             agree(trainer, mutator, plan)
+        forget_compiled(pl_module)
         state.fired(self._schedule.unit, time, progress, mutator)
         if self.reset_monitors and mutator.current_plan() != before:
             reset_monitors_(trainer)

@@ -37,6 +37,11 @@ def check_strategy(trainer: Trainer, has_hooks: bool) -> None:
             "a single device or strategy='ddp'. Prune on one device or with ddp first, then load_pruned(path, Model) "
             "and train that with this strategy and without PruningCallback."
         )
+    if getattr(strategy, "_layer_sync", None) is not None:
+        raise ConfigError(
+            "Got sync_batchnorm=True, which replaces the BatchNorm layers after they were converted; expected False. "
+            "BatchNorm of each process works with ddp."
+        )
     launcher = strategy.launcher
     if launcher is not None and "MultiProcessing" in type(launcher).__name__ and not has_hooks:
         raise ConfigError(

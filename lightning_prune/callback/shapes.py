@@ -17,7 +17,7 @@ from lightning_prune.checkpoint import reshape_, structure_of
 from lightning_prune.compact import compact_, grow_
 from lightning_prune.mutator import ChannelMutator
 
-__all__ = ["averages_of", "grow_all_", "made_for", "shrink_all_"]
+__all__ = ["averages_of", "forget_compiled", "grow_all_", "made_for", "shrink_all_"]
 
 
 def averages_of(trainer: Trainer) -> list[nn.Module]:
@@ -37,7 +37,7 @@ def shrink_all_(trainer: Trainer, pl_module: LightningModule) -> None:
     for copy in averages_of(trainer):
         reshape_(copy, structure)
     rewrap_(trainer, pl_module)
-    _forget_compiled(pl_module)
+    forget_compiled(pl_module)
 
 
 def grow_all_(trainer: Trainer, pl_module: LightningModule, mutator: ChannelMutator) -> None:
@@ -47,11 +47,11 @@ def grow_all_(trainer: Trainer, pl_module: LightningModule, mutator: ChannelMuta
         grow_(copy)
     mutator.rewire()
     rewrap_(trainer, pl_module)
-    _forget_compiled(pl_module)
+    forget_compiled(pl_module)
 
 
-def _forget_compiled(pl_module: LightningModule) -> None:
-    """Drop compiled code: it is for other shapes, and a few recompilations are the limit."""
+def forget_compiled(pl_module: LightningModule) -> None:
+    """Drop compiled code: it is for another structure, and a few recompilations are the limit."""
     if pl_module._compiler_ctx is not None or any(isinstance(m, OptimizedModule) for m in pl_module.modules()):
         torch.compiler.reset()
 
