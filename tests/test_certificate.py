@@ -144,6 +144,9 @@ TRAPS = {
     "where ones are": trap(lambda _, x: x * torch.where(torch.ones(x.shape[1]))[0].sum()),
     "rows of sixteen": trap(lambda _, x: (x.movedim(1, -1).reshape(-1, 16) * 2).view(2, 8, 8, 16).movedim(-1, 1)),
     "four groups by a number": trap(lambda _, x: x.unflatten(1, (4, -1)).flatten(1, 2), (0, 4)),
+    "two splittings of one axis": trap(
+        lambda _, x: x.unflatten(1, (4, -1)).flatten(1, 2) * x.unflatten(1, (-1, 2)).flatten(1, 2), (0, 3), channels=24
+    ),
     # one channel left
     "squeezed": trap(lambda _, x: x.mean((2, 3)).squeeze()[:, :, None, None], WHOLE),
     "one that would broadcast": trap(lambda self, x: x * self.gate(x.mean((2, 3)))[:, :, None, None], {

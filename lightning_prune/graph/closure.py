@@ -207,15 +207,13 @@ def _common_refinement(space: LabelSpace, group: Sequence[Product]) -> None:
     if any(b % a for a, b in pairwise(cuts)):
         return  # they do not nest: the certificate will freeze what cannot work
     for product in group:
+        fine: list[IntArray] = []
         for k, labels in enumerate(product.axes):
             low = int(np.prod(product.shape[k + 1 :]))
             inner = [c for c in cuts if low <= c <= low * len(labels)]
-            shape = [b // a for a, b in pairwise(inner)][::-1]
-            if len(shape) > 1:
-                space.split(labels, shape)
-    finest = [b // a for a, b in pairwise(cuts)][::-1]
-    for product in group:
-        space.split(product.flat, finest)
+            fine += space.split(labels, [b // a for a, b in pairwise(inner)][::-1])
+        if len(fine) > len(product.axes):
+            space.grid(product.flat, fine)  # equal grids of equal shape bind their factors
 
 
 def _factors(state: _State, products: Sequence[Product]) -> tuple[BoolArray, csr_matrix]:

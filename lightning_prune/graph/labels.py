@@ -128,6 +128,12 @@ class LabelSpace:
             self._remember(Product(self.fresh(math.prod(len(a) for a in axes)), tuple(axes)))
         return self._merges[key]
 
+    def grid(self, flat: IntArray, axes: Sequence[IntArray]) -> None:
+        """Record that the flat axis is the grid of these axes, beside what else it is."""
+        known = (p.axes for p in self.products if p.flat is flat and len(p.axes) == len(axes))
+        if not any(all(a is b for a, b in zip(found, axes, strict=True)) for found in known):
+            self.products.append(Product(flat, tuple(axes)))
+
     def _remember(self, product: Product) -> None:
         self.products.append(product)
         self._splits.setdefault((product.flat.tobytes(), product.shape), product.axes)
