@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_prune import ChannelMutator, PruningCallback, export_pruned, load_pruned
 from lightning_prune.callback.example import forward_input
 from lightning_prune.callback.ranks import check_strategy
-from lightning_prune.errors import ConfigError, PlanError
+from lightning_prune.errors import ConfigError, PlanError, TraceError
 from lightning_prune.importance import l1
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, data, loader, pruning, trainer
@@ -408,7 +408,7 @@ def test_what_cannot_be_is_refused_at_setup(arguments: dict[str, Any], error: ty
 
 def test_an_example_that_does_not_fit_leaves_the_model_alone() -> None:
     model = LitNet()
-    with pytest.raises(Exception, match="channels"):
+    with pytest.raises(TraceError, match=r"shapes \[\(2, 4, 6, 6\)\].*3 channels.*example_input="):
         trainer(pruning(example_input=torch.randn(2, 4, 6, 6))).fit(model, loader())
     assert not dynamic_ops(model)
 

@@ -96,6 +96,20 @@ def test_a_loaded_model_goes_on_where_the_run_stopped(epoch: int, tmp_path: Path
     assert_same(whole, run(tmp_path / "b", ckpt=path, model=load_pruned(path, LitNet)))
 
 
+@pytest.mark.parametrize("stop", [3, 4])
+def test_resume_from_what_is_saved_after_a_shorter_fit(
+    stop: int, tmp_path: Path, whole_runs: Callable[..., tuple[Trainer, Path]]
+) -> None:
+    torch.manual_seed(0)
+    model = LitNet()
+    fit = trainer(pruning(), max_epochs=stop)
+    fit.fit(model, loader())
+    assert not dynamic_ops(model)
+    fit.save_checkpoint(tmp_path / "after.ckpt")
+    whole, _ = whole_runs()
+    assert_same(whole, run(tmp_path, ckpt=tmp_path / "after.ckpt"))
+
+
 def test_resume_after_a_crash_in_the_middle(tmp_path: Path) -> None:
     class Crash(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

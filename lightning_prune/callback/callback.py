@@ -169,7 +169,7 @@ class PruningCallback(Callback):
             if not was_dynamic:
                 reshape_(pl_module, small)
             self.mutator = self._own_mutator
-            hint = hint_for(error, pl_module)
+            hint = hint_for(error, pl_module, mutator.example_input)
             if hint is None:
                 raise
             raise hint from error

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_prune.errors import ConfigError, TraceError
@@ -87,14 +87,26 @@ def nothing_to_prune(mutator: ChannelMutator) -> ConfigError:
     )
 
 
-def hint_for(error: Exception, pl_module: LightningModule) -> ConfigError | None:
-    """Return an error of `setup` with what may be behind it: layers that do not exist yet. None: nothing is known."""
-    if not isinstance(error, ConfigError | TraceError) or not is_overridden("setup", pl_module):
-        return None
-    return ConfigError(
-        f"{error} {type(pl_module).__name__}.setup has not run yet: make layers in __init__ or in configure_model, not "
-        "in setup."
-    )
+def hint_for(error: Exception, pl_module: LightningModule, example: Any) -> ConfigError | TraceError | None:
+    """Return an error of `setup` with what may be behind it; None where nothing is known.
+
+    Args:
+        error: Raised while the module was traced.
+        pl_module: The module.
+        example: What it was traced with.
+    """
+    text = str(error)
+    if isinstance(error, TraceError):
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        text = (
+            f"Got a failure while {type(pl_module).__name__} was traced with tensors of shapes {shapes}: {text}. {MEND}"
+        )
+    if isinstance(error, ConfigError | TraceError) and is_overridden("setup", pl_module):
+        return ConfigError(
+            f"{text} {type(pl_module).__name__}.setup has not run yet: make layers in __init__ or in configure_model, "
+            "not in setup."
+        )
+    return TraceError(text) if isinstance(error, TraceError) else None
 
 
 def _no_forward(pl_module: LightningModule) -> ConfigError:
