@@ -133,7 +133,8 @@ class StructureReport:
                 column, overflow="fold", justify="left" if column in ("unit", "axis", "remarks") else "right"
             )
         for row in self.units:
-            table.add_row(row.name, row.axis, str(row.kept), str(row.num_channels), f"{row.macs_share:.1%}", ", ".join(row.remarks))  # fmt: skip
+            share, remarks = f"{row.macs_share:.1%}", ", ".join(row.remarks)
+            table.add_row(row.name, row.axis, str(row.kept), str(row.num_channels), share, remarks)
         yield table
         costs = Table(title="Costs", title_justify="left")
         for column in ("cost", "now", "dense", "reachable minimum"):

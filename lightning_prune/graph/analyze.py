@@ -86,7 +86,7 @@ def analyze(
         closure,
         units.owner,
         units.channel,
-        frozenset(trace.sandbox.caches),
+        trace.sandbox.caches,
         tuple(trace.notes),
         trace.unknown,
     )

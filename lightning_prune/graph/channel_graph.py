@@ -121,7 +121,7 @@ class ChannelGraph:
         closure: Their classes.
         owner: Per class, the number of its unit, -1 for none.
         channel: Per class, its channel in that unit.
-        caches: `(module, attribute)` of lazy caches to reset whenever the structure changes.
+        caches: `(module, attribute) -> what it was` of lazy caches to reset whenever the structure changes.
         notes: What a person should know.
         unknown: Op without a rule -> how often it was met.
     """
@@ -135,7 +135,7 @@ class ChannelGraph:
     closure: Closure
     owner: IntArray
     channel: IntArray
-    caches: frozenset[tuple[str, str]] = frozenset()
+    caches: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
 

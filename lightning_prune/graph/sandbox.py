@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_map
 
 from lightning_prune.graph.shortcuts import make_fake
 
-__all__ = ["Sandbox", "named_tensors", "tensors_within"]
+__all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
 
 _CONTAINERS = (dict, list, set)
+_ABSENT = object()
 _OWN = frozenset({"_parameters", "_buffers", "training"})
 
 
@@ -64,12 +65,12 @@ class Sandbox:
     Args:
         model: The model; its state is the same before and after every run.
         fake: Whether tensors are fake. Models that read values need real ones.
-        caches: `(module name, attribute)` of attributes that a run changed: lazy caches.
+        caches: `(module name, attribute) -> what it was before` of attributes that runs changed: lazy caches.
     """
 
     model: nn.Module
     fake: bool = True
-    caches: set[tuple[str, str]] = field(default_factory=set)
+    caches: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -167,6 +168,7 @@ class Sandbox:
             What `call` returned.
         """
         with torch.inference_mode(), _quiet(), self._restored():
+            reset_caches(self.model, self.caches)  # the model may have run meanwhile
             for module in self.model.modules():
                 module.__dict__["training"] = train
                 for store in ("_parameters", "_buffers"):
@@ -203,24 +205,58 @@ class Sandbox:
         finally:
             _set_rng_state(state)
             for name, module in modules.items():
-                self._note_changes(name, module.__dict__, saved[name])
+                self._note_changes(name, module.__dict__, saved[name], contents)
                 module.__dict__.clear()
                 module.__dict__.update(saved[name])
-            for key, (container, copy) in contents.items():
-                if not container and not copy:
-                    continue
-                pairs = zip(_items(container), _items(copy), strict=False)
-                if len(container) != len(copy) or any(a is not b for a, b in pairs):
-                    self.caches.add(key)
+            for container, copy in contents.values():
+                if _differ(container, copy):
                     _refill(container, copy)
 
-    def _note_changes(self, name: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    def _note_changes(
+        self,
+        name: str,
+        now: Mapping[str, Any],
+        before: Mapping[str, Any],
+        contents: Mapping[tuple[str, str], tuple[Any, Any]],
+    ) -> None:
+        """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
+        changed: dict[str, Any] = {}
         for key in now.keys() | before.keys():
-            changed = key not in now or key not in before or now[key] is not before[key]
-            if changed and key not in _OWN and not key.startswith("_flat_weight"):  # an RNN's lists of its weights
-                same_number = isinstance(now.get(key), (int, float)) and now.get(key) == before.get(key)
-                if not same_number:
-                    self.caches.add((name, key))
+            if key in _OWN or key.startswith("_flat_weight"):  # an RNN's lists of its weights
+                continue
+            value = before.get(key, _ABSENT)
+            if (name, key) in contents and _differ(*contents[name, key]):
+                changed[key] = contents[name, key][1]
+            elif now.get(key, _ABSENT) is not value and (isinstance(value, Tensor) or now.get(key, _ABSENT) != value):
+                changed[key] = contents[name, key][1] if (name, key) in contents else value
+        if tensors_within([now.get(key) for key in changed]):
+            for key, value in changed.items():
+                self.caches.setdefault((name, key), value)
+
+
+def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> None:
+    """Put lazy caches back to what they were before the first trace: they may hold tensors of another structure.
+
+    Args:
+        model: The model.
+        caches: `(module name, attribute) -> value, or a copy of a container` (see `Sandbox`).
+    """
+    modules = dict(model.named_modules())
+    for (name, attribute), value in caches.items():
+        held = modules[name].__dict__
+        if value is _ABSENT:
+            held.pop(attribute, None)
+        elif isinstance(value, _CONTAINERS) and type(held.get(attribute)) is type(value):
+            _refill(held[attribute], value)
+        else:
+            held[attribute] = value.copy() if isinstance(value, _CONTAINERS) else value
+
+
+def _differ(container: Any, copy: Any) -> bool:
+    if not container and not copy:
+        return False
+    pairs = zip(_items(container), _items(copy), strict=False)
+    return len(container) != len(copy) or any(a is not b for a, b in pairs)
 
 
 def _items(container: Any) -> list[Any]:

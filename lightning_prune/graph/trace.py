@@ -319,7 +319,10 @@ def trace_model(
         try:
             trace = _trace(Sandbox(model, fake=False), args, dict(kwargs), entries)
         except TraceError as real_error:
-            raise real_error from fake_error
+            raise TraceError(
+                f"Got an example input that the model's forward fails on: {real_error}. Pass example_input= as forward "
+                "takes it: a tensor, a tuple or a mapping."
+            ) from fake_error
     return trace
 
 

@@ -43,6 +43,7 @@ class ChannelMutator:
         ConfigError: An argument that does not fit.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3))
         >>> mutator = ChannelMutator(example_input=torch.randn(2, 3, 8, 8))
         >>> mutator.prepare_from_supernet(model)
@@ -170,8 +171,8 @@ class ChannelMutator:
         """Take the units that the model's dynamic ops already share; they were certified when they were made."""
         self.units = wiring.find_units(model, lambda size: self.unit_type(size, **self.default_args))
         by_name = {unit.mutable.name or f"unit {k}": unit for k, unit in enumerate(self.units)}
-        sides = {True: ("out_channels", "num_features"), False: ("in_channels", "num_features")}
-        wiring.members(model, by_name, lambda layer, attr, name: (attr in sides[True], attr in sides[False]))
+        ops = dynamic_ops(model)
+        wiring.members(model, by_name, lambda layer, attr, name: wiring.sides_of(ops[layer], attr))
         for name, unit in by_name.items():
             if unit.mutable.name:
                 unit.name = name

@@ -157,3 +157,14 @@ def attribute_of(op: DynamicOp, tensor: str, dim: int) -> str:
     axes = op.tensor_axes.get(tensor)
     attr = axes[dim] if axes else None
     return (attr or f"{tensor}.{dim}").removesuffix("_per_group")
+
+
+def sides_of(op: DynamicOp, attr: str) -> tuple[bool, bool]:
+    """Return whether an axis of a layer is the one it makes, and the one it reads; a norm's is both."""
+    own = op.mutable_attrs[attr]
+    known = {*op.mutable_attrs, *op.aliases}
+    makes, reads = (
+        side in known and op.mutable_attrs.get(op.aliases.get(side, side)) is own
+        for side in ("out_channels", "in_channels")
+    )
+    return makes, reads
