@@ -61,7 +61,7 @@ class Record(Callback):
         pytest.param({"target": {"mac": 0.5}}, "Did you mean 'macs'", id="target key"),
         pytest.param({"importance": "l3"}, "importance 'l3'. Did you mean 'l[12]'", id="importance"),
         pytest.param({"schedule": "cubik"}, "'cubik'.*Did you mean 'cubic'", id="schedule"),
-        pytest.param({"scope": "globel"}, "scope='globel'.*Did you mean 'global'", id="scope"),
+        pytest.param({"scope": "globalx"}, "scope='globalx'.*Did you mean 'global'", id="scope"),
         pytest.param({"compact": "ends"}, "compact='ends'.*Did you mean 'end'", id="compact"),
         pytest.param({"divisor": 0}, "divisor=0", id="divisor zero"),
         pytest.param({"divisor": 2.5}, r"divisor=2\.5", id="divisor fraction"),

@@ -219,7 +219,7 @@ def test_help_shows_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param({"importanse": "l1"}, "importanse", id="key"),
         pytest.param({"importance": "bn_scael"}, "Did you mean 'bn_scale'", id="importance"),
         pytest.param({"schedule": {"kind": "cubik"}}, "Did you mean 'cubic'", id="schedule"),
-        pytest.param({"scope": "globel"}, "globel", id="scope"),
+        pytest.param({"scope": "globalx"}, "globalx", id="scope"),
         pytest.param({"divisor": "many"}, "many", id="divisor"),
     ],
 )

@@ -368,7 +368,7 @@ def test_classes_and_instances(importance: Any, expected: list[float]) -> None:
     ("importance", "message"),
     [
         pytest.param("l11", "importance 'l11'.*Did you mean 'l1'", id="unknown name"),
-        pytest.param({"nam": "l1"}, "key 'nam' in importance.*Did you mean 'name'", id="unknown key"),
+        pytest.param({"names": "l1"}, "key 'names' in importance.*Did you mean 'name'", id="unknown key"),
         pytest.param({"class_path": "math.sqrt"}, "class_path='math.sqrt', which is not a class", id="not a class"),
         pytest.param({"class_path": f"{__name__}.Falling", "init_args": {"bottom": 1}}, "bottom", id="init_args"),
         pytest.param({"class_path": "a.B", "name": "l1"}, "key 'name'", id="class_path and name"),
