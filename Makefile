@@ -18,7 +18,7 @@ zoo: .venv/.installed .zoo/.installed
 	$(PY) -m pytest $(PYTEST_ARGS) $(wildcard tests/test_zoo.py tests/test_invariants*.py tests/test_torchvision*.py)
 
 bench: .venv/.installed .zoo/.installed
-	for script in benchmarks/*.py; do PYTHONPATH=. $(PY) "$$script" || exit 1; done
+	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do PYTHONPATH=. $(PY) "$$script" || exit 1; done
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
