@@ -71,7 +71,7 @@ def measure_here(library: str, name: str) -> dict[str, float]:
     torch.manual_seed(0)
     torchvision = import_torchvision()
     if library == "torch_pruning":
-        import torch_pruning  # type: ignore[import-untyped] # noqa: F401 - imports are not on the clock
+        import torch_pruning  # noqa: F401 - imports are not on the clock
     else:
         import lightning_prune.export
         import lightning_prune.mutator  # noqa: F401
