@@ -214,6 +214,17 @@ def test_units_are_those_worked_out_by_hand(supernet: Supernet) -> None:
     assert {unit.name: unit.num_channels for unit in supernet.mutator.units} == dict(supernet.case.units)
 
 
+def test_members_are_spans_of_tensors_and_reach_every_channel(supernet: Supernet) -> None:
+    for unit in supernet.mutator.units:
+        reached = torch.zeros(unit.num_channels, dtype=torch.bool)
+        for member in (*unit.output_related, *unit.input_related):
+            assert 0 <= member.start < member.end <= member.full().shape[member.dim], member
+            index = torch.arange(unit.num_channels) if member.index is None else member.index
+            assert len(index) == member.num_channels
+            reached[index] = True
+        assert reached.all()
+
+
 def test_counts_are_the_plan_and_costs_are_exact(masked: Supernet) -> None:
     mutator, plan = masked.mutator, masked.mutator.current_plan()
     assert plan.counts() == {unit.name: unit.activated_channels for unit in mutator.units}

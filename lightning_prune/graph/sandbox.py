@@ -20,7 +20,6 @@ from lightning_prune.graph.shortcuts import make_fake
 __all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
 
 _CONTAINERS = (dict, list, set)
-_ABSENT = object()
 _OWN = frozenset({"_parameters", "_buffers", "training"})
 
 
@@ -56,6 +55,10 @@ def tensors_within(value: Any, depth: int = 8) -> list[Tensor]:
 
     walk(value, depth)
     return list(found.values())
+
+
+class _Absent:
+    """Stands for an attribute that was not there; a class, so that copies know it."""
 
 
 @dataclass
@@ -167,7 +170,7 @@ class Sandbox:
         Returns:
             What `call` returned.
         """
-        with torch.inference_mode(), _quiet(), self._restored():
+        with torch.inference_mode(), _quiet(), self._restored(frozenset(attributes or ())):
             reset_caches(self.model, self.caches)  # the model may have run meanwhile
             for module in self.model.modules():
                 module.__dict__["training"] = train
@@ -189,7 +192,7 @@ class Sandbox:
                 return call()
 
     @contextmanager
-    def _restored(self) -> Iterator[None]:
+    def _restored(self, rewritten: frozenset[tuple[str, str]]) -> Iterator[None]:
         """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
         modules = dict(self.model.named_modules())
         saved = {name: dict(module.__dict__) for name, module in modules.items()}
@@ -205,7 +208,7 @@ class Sandbox:
         finally:
             _set_rng_state(state)
             for name, module in modules.items():
-                self._note_changes(name, module.__dict__, saved[name], contents)
+                self._note_changes(name, module.__dict__, saved[name], contents, rewritten)
                 module.__dict__.clear()
                 module.__dict__.update(saved[name])
             for container, copy in contents.values():
@@ -218,17 +221,19 @@ class Sandbox:
         now: Mapping[str, Any],
         before: Mapping[str, Any],
         contents: Mapping[tuple[str, str], tuple[Any, Any]],
+        rewritten: frozenset[tuple[str, str]],
     ) -> None:
         """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
         changed: dict[str, Any] = {}
         for key in now.keys() | before.keys():
-            if key in _OWN or key.startswith("_flat_weight"):  # an RNN's lists of its weights
+            # an RNN lists its weights; followed integers were rewritten for this run
+            if key in _OWN or key.startswith("_flat_weight") or (name, key) in rewritten:
                 continue
-            value = before.get(key, _ABSENT)
-            if (name, key) in contents and _differ(*contents[name, key]):
-                changed[key] = contents[name, key][1]
-            elif now.get(key, _ABSENT) is not value and (isinstance(value, Tensor) or now.get(key, _ABSENT) != value):
-                changed[key] = contents[name, key][1] if (name, key) in contents else value
+            value, later = before.get(key, _Absent), now.get(key, _Absent)
+            container, copy = contents.get((name, key), (None, value))
+            same = later is value or (isinstance(value, (bool, int, float, str)) and later == value)
+            if not same or _differ(container, copy if container is not None else None):
+                changed[key] = copy
         if tensors_within([now.get(key) for key in changed]):
             for key, value in changed.items():
                 self.caches.setdefault((name, key), value)
@@ -244,7 +249,7 @@ def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> Non
     modules = dict(model.named_modules())
     for (name, attribute), value in caches.items():
         held = modules[name].__dict__
-        if value is _ABSENT:
+        if value is _Absent:
             held.pop(attribute, None)
         elif isinstance(value, _CONTAINERS) and type(held.get(attribute)) is type(value):
             _refill(held[attribute], value)

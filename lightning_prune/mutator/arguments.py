@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning_prune.errors import ConfigError, did_you_mean
 from lightning_prune.mutator.config import load_plain
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
 
-__all__ = ["parse_channel_unit", "split_input"]
+__all__ = ["check_unit_arguments", "parse_channel_unit", "split_input"]
 
 UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
     t.__name__: t for t in (MutableChannelUnit, L1MutableChannelUnit, SequentialMutableChannelUnit)
@@ -41,7 +42,20 @@ def parse_channel_unit(channel_unit: Any) -> tuple[type[MutableChannelUnit], dic
         raise ConfigError(
             f"Got channel_unit={channel_unit!r}; expected a MutableChannelUnit class, its name or a mapping."
         )
+    check_unit_arguments(channel_unit, arguments)
     return channel_unit, arguments, entries
+
+
+def check_unit_arguments(unit_type: type[MutableChannelUnit], arguments: Mapping[str, Any]) -> None:
+    """Check the names of constructor arguments.
+
+    Raises:
+        ConfigError: The class has no such argument.
+    """
+    valid = [name for name in inspect.signature(unit_type).parameters if name != "num_channels"]
+    for name in arguments:
+        if name not in valid:
+            raise ConfigError(f"Got argument {name!r} for {unit_type.__name__}. {did_you_mean(name, valid)}")
 
 
 def split_input(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML, which OmegaConf reads with, ships no types
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.mutables import MutableChannelContainer
@@ -31,7 +33,7 @@ def load_plain(config: Any) -> dict[str, Any]:
     elif not isinstance(config, Mapping):
         try:
             config = OmegaConf.to_container(OmegaConf.load(config), resolve=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"Got structure file {str(config)!r} that cannot be read: {error}.") from error
     if not isinstance(config, Mapping):
         raise ConfigError(f"Got a structure of type {type(config).__name__}; expected a mapping of units.")
@@ -64,19 +66,21 @@ def spans_of(model: nn.Module, units: Mapping[str, MutableChannelUnit]) -> dict[
     members: dict[str, dict[str, list[dict[str, Any]]]] = {
         name: {"output_related": [], "input_related": []} for name in units
     }
-    roles = {
-        (name, c.name, c.tensor, c.dim): related
+    roles = dict.fromkeys(
+        (name, c.name, c.tensor, c.dim, related)
         for name, unit in units.items()
         for related in ("output_related", "input_related")
         for c in getattr(unit, related)
-    }
+    )
     integers = []
     for layer, op in dynamic_ops(model).items():
         for attr, container in op.mutable_attrs.items():
             for entry, name in _entries(container, owners):
-                sides = [r for (n, lay, t, d), r in roles.items() if n == name and lay == layer and _is(op, attr, t, d)]
-                for side in sides or ["input_related"]:
+                sides = [r for n, lay, t, d, r in roles if n == name and lay == layer and _is(op, attr, t, d)]
+                for side in dict.fromkeys(sides or ["input_related"]):
                     item = {"name": layer, "attribute": attr, **entry, "is_output_channel": side == "output_related"}
+                    if not sides:  # the mask of the axis needs it, but the layer is in the unit by another axis
+                        item["is_member"] = False
                     members[name][side].append(item)
         own = {id(c) for c in op.mutable_attrs.values()}
         for attr, parts in op._dynamic.follows.items():
@@ -145,7 +149,8 @@ def wire_from_config_(
                 makes, reads = roles.get(key, (False, False))
                 if not (makes or reads) or (related == "output_related") == makes:
                     _register(_container(modules[item["name"]], item["attribute"]), item, units[unit])
-                roles[key] = (makes or related == "output_related", reads or related == "input_related")
+                if item.get("is_member", True):
+                    roles[key] = (makes or related == "output_related", reads or related == "input_related")
     for item in integers:
         container = MutableChannelContainer(item["size"])
         for span in item["spans"]:

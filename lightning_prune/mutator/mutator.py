@@ -14,12 +14,13 @@ from torch import nn
 from lightning_prune.errors import ConfigError, PlanError, TraceError, did_you_mean
 from lightning_prune.graph import ChannelGraph, Cost, analyze, certify_kept
 from lightning_prune.graph.call import Rule
+from lightning_prune.graph.sandbox import reset_caches
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.mutator import config as written
 from lightning_prune.mutator import wiring
-from lightning_prune.mutator.arguments import parse_channel_unit, split_input
+from lightning_prune.mutator.arguments import check_unit_arguments, parse_channel_unit, split_input
 from lightning_prune.mutator.describe import describe_structure
-from lightning_prune.ops import DynamicOp, dynamic_ops, see_through, static_view
+from lightning_prune.ops import DynamicOp, dynamic_ops, see_through, static_view, to_static_
 from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit
 
@@ -101,13 +102,15 @@ class ChannelMutator:
             model: A plain model, or one whose dynamic ops already share mutables.
 
         Raises:
-            ConfigError: No example input, this mutator already has a model, or a structure of another model.
+            ConfigError: No example input, this mutator already has a model, a structure of another model, or an entry
+                for a unit that does not exist or does not take it. The model is unchanged.
             TraceError: The model's own forward fails on the example input. The model is unchanged.
         """
         if self._model is not None:
             raise ConfigError("This ChannelMutator already has a model; make another one.")
         if self._config is not None and self._config.get("fingerprint"):
             written.check_fingerprint(self._config["fingerprint"], model)
+        was_plain = not dynamic_ops(model)
         if any(c.spans for op in dynamic_ops(model).values() for c in op.mutable_attrs.values()):
             self._prepare_from_dynamic(model)
         elif self._has_channels():
@@ -115,7 +118,13 @@ class ChannelMutator:
         else:
             self._prepare_from_trace(model)
         self._model = model
-        self._apply_entries()
+        try:
+            self._apply_entries()
+        except Exception:
+            if was_plain:
+                to_static_(model)  # nothing is cut: it is as it was
+            self._model, self._graph, self._trace, self.units = None, None, None, []
+            raise
 
     def _prepare_from_trace(self, model: nn.Module) -> None:
         graph, self._trace = self._analyze(model)
@@ -183,6 +192,7 @@ class ChannelMutator:
         size = arguments.pop("num_channels", num_channels)
         if size != num_channels:
             raise ConfigError(f"Got num_channels={size} for unit {name!r}, which has {num_channels}.")
+        check_unit_arguments(self.unit_type, arguments)
         unit = self.unit_type(num_channels, **{**self.default_args, **arguments})
         unit.name = name
         return unit
@@ -295,11 +305,8 @@ class ChannelMutator:
 
     def _reset_caches(self) -> None:
         """Empty what the model caches between forwards: it may hold tensors of the old structure."""
-        modules = dict(self.model.named_modules())
-        for name, attribute in self._graph.caches if self._graph else ():
-            held = modules[name].__dict__.get(attribute) if name in modules else None
-            if isinstance(held, (dict, list, set)):
-                held.clear()
+        if self._graph is not None:
+            reset_caches(self.model, self._graph.caches)
 
     def current_plan(self) -> KeepPlan:
         """Return the channels that every unit keeps now."""

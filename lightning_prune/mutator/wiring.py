@@ -120,9 +120,11 @@ def members(
             tensor, dim = next(
                 ((t, d) for t, axes in op.tensor_axes.items() for d, a in enumerate(axes) if a == attr), ("weight", 1)
             )
+            held = op._parameters.get(tensor, op._buffers.get(tensor))
+            size = held.shape[dim] if held is not None else container.num_channels
             for span in container.spans:
                 name = owners.get(id(span.mutable))
-                if name is None:
+                if name is None or span.end > size:  # counted per group: the first group speaks for all
                     continue
                 makes, reads = role(layer, attr, name)
                 if makes:
