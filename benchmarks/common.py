@@ -34,7 +34,7 @@ def describe_environment(*packages: str) -> dict[str, Any]:
         "system": platform.system(),
         "device": "cpu",
         "threads": torch.get_num_threads(),
-        "load_average": round(os.getloadavg()[0], 2),
+        "load_average_before": round(os.getloadavg()[0], 2),
     }
 
 
@@ -110,6 +110,7 @@ def write_result(name: str, config: Mapping[str, Any], environment: Mapping[str,
     """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    record = {"benchmark": name, "config": config, "environment": environment, "results": results}
+    where = {**environment, "load_average_after": round(os.getloadavg()[0], 2)}
+    record = {"benchmark": name, "config": config, "environment": where, "results": results}
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
