@@ -118,7 +118,7 @@ TRAPS = {
     "zeroed in place": trap(zeroed_in_place, (4, 12)),
     "shift by slices": trap(lambda _, x: torch.cat([x[:, 4:], x[:, :4]], 1), (4, 12)),
     "temporal shift": trap(temporal_shift, (8, 8)),
-    "half of it rolled": trap(rolled_half),
+    "half of it rolled": trap(rolled_half, {"stem_(0, 15)_out_1_in_1": 7}),
     "reads at numbers that agree with a size": trap(reads_of_qkv, channels=48, read=16, n=16),
     "a mask by position": trap(lambda _, x: torch.where((torch.arange(16) < 4).view(1, -1, 1, 1), x * 2, x)),
     "taken by a permutation": trap(lambda self, x: x[:, self.order], order=lambda _: torch.randperm(16)),
@@ -344,7 +344,7 @@ def test_a_refused_plan_leaves_the_model_as_it_was() -> None:
         pytest.param("a weight in a list", "first", "reached around the module that owns it", id="list"),
         pytest.param("sequence", "lstm.weight_hh_l0", "LSTM reads its weights from a list", id="recurrent"),
         pytest.param("shift by slices", "head.linear.weight", "model output", id="output"),
-        pytest.param("half of it rolled", "stem.weight", "`roll`: it takes other channels in Body", id="roll"),
+        pytest.param("half of it rolled", "stem.weight", "rolled by a constant number in `roll` of Body", id="roll"),
         pytest.param(
             "divided by the number", "stem.weight", "where the dense model takes ('other', 16) in Body", id="scalar"
         ),

@@ -206,18 +206,19 @@ def test_an_ignored_layer_keeps_its_outputs(patterns: tuple[str, ...], left: lis
 def test_strict_raises_where_something_would_freeze() -> None:
     with pytest.raises(TraceError, match=r"strict=True.*no rule for lightning_prune_zoo::position_scale.*Pass rules="):
         graph_of("unknown_op", strict=True)
-    with pytest.raises(TraceError, match=r"strict=True.*takes other channels"):
-        analyze(Rolled(), (torch.randn(2, 3, 4, 4),), {}, strict=True)
+    with pytest.raises(TraceError, match=r"strict=True.*where the dense model takes \('other', 8\)"):
+        analyze(Divided(), (torch.randn(2, 3, 4, 4),), {}, strict=True)
     assert graph_of("residual", strict=True).units
 
 
-class Rolled(nn.Module):
+class Divided(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.two(self.one(x).roll(1, 1))
+        x = self.one(x)
+        return self.two(x / x.shape[1])
 
 
 def scale_each(call: Call) -> None:

@@ -261,6 +261,8 @@ def roll(call: Call) -> None:
         dims, shifts = [], []
     for shift, d in zip(shifts, normalize_dims(list(dims) or None, x.dim()) if len(dims) else [], strict=True):
         if is_labelled(axes[d]):
+            # the number of those that come round is a constant: they stay
+            call.freeze(axes[d][-shift:] if shift > 0 else axes[d][:-shift], "rolled by a constant number")
             axes[d] = np.roll(axes[d], shift)
     call.put(call.out, axes)
 
