@@ -120,6 +120,10 @@ TRAPS = {
     "temporal shift": trap(temporal_shift, (8, 8)),
     "half of it rolled": trap(rolled_half, {"stem_(0, 15)_out_1_in_1": 7}),
     "reads at numbers that agree with a size": trap(reads_of_qkv, channels=48, read=16, n=16),
+    "all but the first of three": trap(lambda _, x: x[:, 1:], (1, 2), channels=3, read=2),
+    "all but the first of seven": trap(
+        lambda _, x: F.glu(x, 1)[:, 1:], {"stem_(1, 14)_out_1_in_1": 6}, channels=14, read=6
+    ),
     "a mask by position": trap(lambda _, x: torch.where((torch.arange(16) < 4).view(1, -1, 1, 1), x * 2, x)),
     "taken by a permutation": trap(lambda self, x: x[:, self.order], order=lambda _: torch.randperm(16)),
     # what holds for pairs

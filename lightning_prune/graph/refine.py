@@ -207,7 +207,7 @@ class Sampler:
         trace: The dense trace.
         closure: The classes.
         units: All units.
-        opposite: Keep what else would be removed, as far as at least two channels remain.
+        opposite: Keep what else would be removed: between the two every channel goes once.
     """
 
     def __init__(self, trace: DenseTrace, closure: Closure, units: Sequence[UnitSpec], opposite: bool = False) -> None:
@@ -218,7 +218,7 @@ class Sampler:
         self._dead: dict[str, IntArray] = {}
         for unit in units:
             total = unit.num_channels
-            counts = list(range(max(2, total // 3), total)) or [1]
+            counts = list(range(max(2, total // 3), max(total - 1, 3))) if total > 2 else [1]
             rng.shuffle(counts)
             count = next(
                 (c for c in counts if c not in sizes and c not in used),
@@ -227,9 +227,7 @@ class Sampler:
             used.add(count)
             dead = sorted(rng.sample(range(total), total - count))
             if opposite:
-                kept = sorted(set(range(total)) - set(dead))
-                spared = rng.sample(kept, max(0, min(2, total - 1) - len(dead)))
-                dead = sorted(set(kept) - set(spared))
+                dead = sorted(set(range(total)) - set(dead))
             self._dead[unit.name] = unit.classes[dead]
 
     def alive(self, units: Sequence[UnitSpec], together: UnitSpec | None = None) -> BoolArray:
