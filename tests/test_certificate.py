@@ -216,10 +216,11 @@ class CountsAlike(nn.Module):
 class Attention(nn.Module):
     """The scale of attention is what `score` makes of queries and keys."""
 
-    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], head_dim: int = 6) -> None:
         super().__init__()
-        self.heads, self.head_dim, self.attend = 4, 6, attend
-        self.q, self.k, self.v, self.out = (nn.Linear(7, 24), nn.Linear(7, 24), nn.Linear(7, 24), nn.Linear(24, 5))
+        self.heads, self.head_dim, self.attend = 4, head_dim, attend
+        self.q, self.k, self.v = (nn.Linear(7, 4 * head_dim) for _ in "qkv")
+        self.out = nn.Linear(4 * head_dim, 5)
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, self.head_dim)).transpose(1, 2)
@@ -227,6 +228,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
         return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+def unscaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).softmax(-1) @ v
 
 
 def scaled_by_a_tensor(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -253,7 +258,7 @@ class TokenNorm(nn.Module):
         return self.out(self.norm(self.embed(x)))
 
 
-HEADS, HEAD_DIM = "q_(0, 24)_out_3_in_1_heads", "q_(0, 24)_out_2_in_0_head_dim"
+HEADS = "q_(0, 24)_out_3_in_1_heads"
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
     "three integers of one value": (CountsAlike, (2, 9, 7), {"embed_(0, 32)_out_1_in_1": 8}),
     "attention scaled by its head_dim": (
@@ -262,6 +267,15 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]
         {HEADS: 4, "q_(0, 24)_out_3_in_1_head_dim": 6},
     ),
     "attention scaled by a tensor": (lambda: Attention(scaled_by_a_tensor), (2, 9, 7), {HEADS: 4}),
+    # queries and values share one integer, and can hardly keep different numbers
+    **{
+        f"heads of {size}": (
+            lambda size=size: Attention(unscaled, size),
+            (2, 9, 7),
+            {f"q_(0, {4 * size})_out_3_in_1_heads": 4, f"q_(0, {4 * size})_out_3_in_1_head_dim": size},
+        )
+        for size in (2, 3, 4, 5)
+    },
     "embedding of a largest norm": (LargestNorm, (2, 9), {}),
     "statistics over features": (TokenNorm, (2, 9, 7), {"embed_(0, 12)_out_1_in_1": 12}),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,11 +88,20 @@ def refine(
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
-        samples = (
-            Sampler(trace, closure, units.units, opposite) for opposite in (False, True)[: 1 + _takes_parts(trace)]
-        )
-        if not any(_find_counterexamples(known, closure, units, sampler) for sampler in samples):
+        if not any(
+            _find_counterexamples(known, closure, units, sampler) for sampler in _samples(known, closure, units)
+        ):
             return known, closure, units
+
+
+def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[Sampler]:
+    """Yield the structures to certify, each only when those before it hold."""
+    first = Sampler(known.trace, closure, units.units)
+    yield first
+    if _takes_parts(known.trace):
+        yield Sampler(known.trace, closure, units.units, "opposite")
+    if first.has_twins and known.integers.learned:  # one integer may follow two units that only happen to agree
+        yield Sampler(known.trace, closure, units.units, "alternate")
 
 
 def _takes_parts(trace: DenseTrace) -> bool:
@@ -207,28 +216,35 @@ class Sampler:
         trace: The dense trace.
         closure: The classes.
         units: All units.
-        opposite: Keep what else would be removed: between the two every channel goes once.
+        choice: "opposite" keeps what else would be removed: between the two every channel goes once. "alternate"
+            leaves every second unit of a size whole.
+
+    Attributes:
+        has_twins: Two units of one size keep equally many.
     """
 
-    def __init__(self, trace: DenseTrace, closure: Closure, units: Sequence[UnitSpec], opposite: bool = False) -> None:
+    def __init__(self, trace: DenseTrace, closure: Closure, units: Sequence[UnitSpec], choice: str = "") -> None:
         self.closure = closure
         rng = random.Random(0)
         sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
-        used: set[int] = set()
+        last: dict[int, int] = {}  # count -> the last unit that kept so many
+        alike: dict[tuple[int, str], list[int]] = {}
         self._dead: dict[str, IntArray] = {}
-        for unit in units:
+        for number, unit in enumerate(units):
             total = unit.num_channels
             counts = list(range(max(2, total // 3), max(total - 1, 3))) if total > 2 else [1]
             rng.shuffle(counts)
-            count = next(
-                (c for c in counts if c not in sizes and c not in used),
-                next((c for c in counts if c not in used), counts[0]),
-            )
-            used.add(count)
+            count = min(counts, key=lambda c: (last.get(c, -1), c in sizes))
+            last[count] = number
+            others = alike.setdefault((total, unit.axis), [])
+            others.append(count)
             dead = sorted(rng.sample(range(total), total - count))
-            if opposite:
+            if choice == "opposite":
                 dead = sorted(set(range(total)) - set(dead))
+            elif choice == "alternate" and len(others) % 2 == 0:
+                dead = []
             self._dead[unit.name] = unit.classes[dead]
+        self.has_twins = any(len(set(others)) < len(others) for others in alike.values())
 
     def alive(self, units: Sequence[UnitSpec], together: UnitSpec | None = None) -> BoolArray:
         """Return per label whether it lives when these units are cut; `together` loses what the first one loses."""
