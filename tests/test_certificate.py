@@ -216,11 +216,11 @@ class CountsAlike(nn.Module):
 class Attention(nn.Module):
     """The scale of attention is what `score` makes of queries and keys."""
 
-    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], head_dim: int = 6) -> None:
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], head_dim: int = 6, width: int = 5) -> None:
         super().__init__()
         self.heads, self.head_dim, self.attend = 4, head_dim, attend
         self.q, self.k, self.v = (nn.Linear(7, 4 * head_dim) for _ in "qkv")
-        self.out = nn.Linear(4 * head_dim, 5)
+        self.out = nn.Linear(4 * head_dim, width)
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, self.head_dim)).transpose(1, 2)
@@ -236,6 +236,35 @@ def unscaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def scaled_by_a_tensor(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT / torch.sqrt(torch.tensor(q.shape[-1])).to(q)).softmax(-1) @ v
+
+
+class Inner(nn.Module):
+    """As in BERT: heads and their size are integers beside the width of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.all_heads = 4, 6, 24
+        self.q, self.k, self.v = (nn.Linear(24, 24) for _ in "qkv")
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unscaled(self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x)))
+        return x.transpose(1, 2).reshape(*x.shape[:1], -1, self.all_heads)
+
+
+class Spread(nn.Module):
+    """The layer that reads the values is in another module than the one that makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(7, 24), nn.Linear(24, 5)
+        self.attention = nn.ModuleDict({"inner": Inner(), "dense": nn.Linear(24, 24)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.attention["dense"](self.attention["inner"](x)))
 
 
 class LargestNorm(nn.Module):
@@ -267,15 +296,26 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]
         {HEADS: 4, "q_(0, 24)_out_3_in_1_head_dim": 6},
     ),
     "attention scaled by a tensor": (lambda: Attention(scaled_by_a_tensor), (2, 9, 7), {HEADS: 4}),
-    # queries and values share one integer, and can hardly keep different numbers
-    **{
-        f"heads of {size}": (
-            lambda size=size: Attention(unscaled, size),
-            (2, 9, 7),
-            {f"q_(0, {4 * size})_out_3_in_1_heads": 4, f"q_(0, {4 * size})_out_3_in_1_head_dim": size},
-        )
-        for size in (2, 3, 4, 5)
-    },
+    # queries and values share one integer; what the first block teaches does not tell them apart in the others
+    "attention of three sizes": (
+        lambda: nn.Sequential(Attention(unscaled, 6, 7), Attention(unscaled, 3, 7), Attention(unscaled, 4)),
+        (2, 9, 7),
+        {
+            "0.out_(0, 7)_out_1_in_3": 7,
+            "1.out_(0, 7)_out_1_in_3": 7,
+            **{f"{n}.q_(0, {4 * size})_out_3_in_1_heads": 4 for n, size in enumerate((6, 3, 4))},
+            **{f"{n}.q_(0, {4 * size})_out_3_in_1_head_dim": size for n, size in enumerate((6, 3, 4))},
+        },
+    ),
+    "attention over several modules": (
+        Spread,
+        (2, 9, 7),
+        {
+            "embed_(0, 24)_out_2_in_4": 24,
+            "attention.inner.q_(0, 24)_out_3_in_1_heads": 4,
+            "attention.inner.q_(0, 24)_out_3_in_1_head_dim": 6,
+        },
+    ),
     "embedding of a largest norm": (LargestNorm, (2, 9), {}),
     "statistics over features": (TokenNorm, (2, 9, 7), {"embed_(0, 12)_out_1_in_1": 12}),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from torch import nn
@@ -296,7 +297,10 @@ def _bind_partner(
         return [
             u
             for u in units.units
-            if u.num_channels == unit.num_channels and u.axis == unit.axis and u not in members and _home(u) == home
+            if u.num_channels == unit.num_channels
+            and u.axis == unit.axis
+            and u not in members
+            and (_home(u)[: len(home)] == home or home[: len(_home(u))] == _home(u))
         ]
 
     for partner in partners(members[0]):
@@ -309,11 +313,10 @@ def _bind_partner(
     return False
 
 
-def _home(unit: UnitSpec) -> str:
-    """Return the module that holds every layer of the unit."""
+def _home(unit: UnitSpec) -> list[str]:
+    """Return the path of the module that holds every layer of the unit."""
     paths = [p.layer.split(".")[:-1] for p in unit.places]
-    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
-    return ".".join(shared)
+    return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
 
 
 def _innermost(known: Refinement, failure: Mismatch) -> str:
