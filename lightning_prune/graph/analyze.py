@@ -87,7 +87,7 @@ def analyze(
         units.owner,
         units.channel,
         trace.sandbox.caches,
-        tuple(trace.notes),
+        (*trace.notes, *(f"`{name}` goes back into the model alone: it shrinks too" for name in trace.sandbox.states)),
         trace.unknown,
     )
     return graph, trace

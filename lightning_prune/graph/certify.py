@@ -21,7 +21,7 @@ from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_labelled
 from lightning_prune.graph.rules import RuleEntry
-from lightning_prune.graph.sandbox import named_tensors, tensors_within
+from lightning_prune.graph.sandbox import named_tensors
 from lightning_prune.graph.trace import DenseTrace, Event, Walk, name_tensor, scalars_of
 
 __all__ = ["Mismatch", "run_lockstep"]
@@ -195,7 +195,7 @@ def run_lockstep(
             raise found from error
         if watch.count != len(watch.events):
             raise Mismatch("the pruned program ends early", watch.count)
-        shapes = [tuple(t.shape) for t in tensors_within(output)]
+        shapes = [tuple(t.shape) for t in trace.sandbox.outputs(output)]
         if shapes != trace.out_shapes[mode]:
             raise Mismatch(f"outputs of shapes {shapes} instead of {trace.out_shapes[mode]}", watch.count)
 

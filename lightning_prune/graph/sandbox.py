@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -57,6 +58,21 @@ def tensors_within(value: Any, depth: int = 8) -> list[Tensor]:
     return list(found.values())
 
 
+def _is_object(value: Any) -> bool:
+    """Return whether a value has a class of its own: neither a tensor nor a container nor plain data."""
+    plain = (Tensor, Mapping, list, tuple, set, str, bytes, int, float, type)
+    return not isinstance(value, plain) and not is_dataclass(value) and hasattr(value, "__dict__")
+
+
+def _forward_names(model: nn.Module) -> set[str]:
+    """Return the names of all arguments that the model or a part of it takes."""
+    names: set[str] = set()
+    for cls in {type(module) for module in model.modules()}:
+        with suppress(TypeError, ValueError):  # a forward that is not Python has no signature
+            names.update(inspect.signature(cls.forward).parameters)
+    return names
+
+
 class _Absent:
     """Stands for an attribute that was not there; a class, so that copies know it."""
 
@@ -69,11 +85,13 @@ class Sandbox:
         model: The model; its state is the same before and after every run.
         fake: Whether tensors are fake. Models that read values need real ones.
         caches: `(module name, attribute) -> what it was before` of attributes that runs changed: lazy caches.
+        states: Names of results that only go back into the model (see `outputs`).
     """
 
     model: nn.Module
     fake: bool = True
     caches: dict[tuple[str, str], Any] = field(default_factory=dict)
+    states: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -85,6 +103,27 @@ class Sandbox:
     def fake_mode(self) -> FakeTensorMode | None:
         """The mode of the fake tensors, None on real ones."""
         return self.mode if self.fake else None
+
+    def outputs(self, output: Any) -> list[Tensor]:
+        """Return the tensors of an output whose sizes somebody may rely on.
+
+        Left out is what the model hands on to itself: an object, neither tensor nor container, under a name that is
+        also an argument of a forward in it, such as the key-value cache `past_key_values`. It shrinks with the model.
+
+        Args:
+            output: What forward returned: any object that holds tensors.
+        """
+        if isinstance(output, Mapping):
+            named = dict(output)
+        else:
+            named = {f.name: getattr(output, f.name) for f in fields(output)} if is_dataclass(output) else {}
+        objects = [name for name, value in named.items() if _is_object(value)]
+        states = set(objects) & _forward_names(self.model) if objects else set()
+        found = tensors_within([value for name, value in named.items() if name not in states])
+        if not (states and found):
+            return tensors_within(output)
+        self.states.update(dict.fromkeys(sorted(states)))
+        return found
 
     def as_found(self, name: str, tensor: Tensor) -> Tensor:
         """Return a tensor of the model with the dtype and device it had at first: the example input has not moved.

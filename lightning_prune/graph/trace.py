@@ -28,7 +28,7 @@ from lightning_prune.graph.labels import ANY, Axis, LabelSpace
 from lightning_prune.graph.rules import RULES, RuleEntry
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
-from lightning_prune.graph.sandbox import Sandbox, named_tensors, tensors_within
+from lightning_prune.graph.sandbox import Sandbox, named_tensors
 from lightning_prune.graph.shortcuts import shortcut
 
 __all__ = ["DenseTrace", "Event", "Walk", "trace_model"]
@@ -379,7 +379,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     except Exception as error:
         del trace.space.pairs[before[0] :], trace.space.frozen[before[1] :]
         raise TraceError(f"{type(error).__name__}: {error}") from error
-    outputs = tensors_within(output)
+    outputs = sandbox.outputs(output)
     if not outputs:
         raise TraceError(f"Got an output of type {type(output).__name__} without any tensor; forward must return some.")
     for tensor in outputs:
