@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_prune.callback import PruningCallback
 from lightning_prune.checkpoint import load_pruned
 from lightning_prune.export import export_pruned
+from lightning_prune.graph import register_attributes
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.schedule import Schedule
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
@@ -18,4 +19,5 @@ __all__ = [
     "SequentialMutableChannelUnit",
     "export_pruned",
     "load_pruned",
+    "register_attributes",
 ]

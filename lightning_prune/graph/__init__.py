@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_prune.graph.analyze import analyze, certify_kept
+from lightning_prune.graph.attributes import register_attributes
 from lightning_prune.graph.channel_graph import ChannelGraph, Follower, FrozenAxis, Place, UnitSpec
 from lightning_prune.graph.cost import Cost, CostModel
 
@@ -16,4 +17,5 @@ __all__ = [
     "UnitSpec",
     "analyze",
     "certify_kept",
+    "register_attributes",
 ]

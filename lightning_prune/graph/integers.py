@@ -61,16 +61,18 @@ class Integers:
     Args:
         trace: The dense trace.
         known: Followers from the table.
+        registered: Followers that the user named.
         learned: `(module class, attribute, element) -> the axes` that it may follow, as seen from the module.
     """
 
     trace: DenseTrace
     known: list[Follower] = field(default_factory=list)
+    registered: list[Follower] = field(default_factory=list)
     learned: dict[tuple[type[nn.Module], str, int | None], list[View]] = field(default_factory=dict)
 
     def followers(self, closure: Closure, units: Partition) -> list[Follower]:
         """Return every integer that follows: the table, and what was learned applied to all modules of the class."""
-        found = list(self.known)
+        found = [*self.registered, *self.known]
         taken = {(f.module, f.attribute, f.element) for f in found}
         axes = _Axes(self.trace, closure, units)
         for name, module in self.trace.sandbox.model.named_modules():

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_prune.graph.attributes import registered_followers
 from lightning_prune.graph.certify import Mismatch, run_lockstep
 from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
@@ -78,9 +79,11 @@ def refine(
     Returns:
         All constraints, and the classes and units that they leave.
     """
-    known = Refinement(
-        trace, parameters, Layers.of(trace.sandbox.model, trace.axes), Integers(trace, known_followers(trace))
-    )
+    registered = registered_followers(trace)
+    named = {(f.module, f.attribute) for f in registered}
+    table = [f for f in known_followers(trace) if (f.module, f.attribute) not in named]
+    integers = Integers(trace, table, registered)
+    known = Refinement(trace, parameters, Layers.of(trace.sandbox.model, trace.axes), integers)
     known.pairs = trace.space.pairs
     for labels, reason in trace.space.frozen:
         known.freeze(labels, reason)
@@ -101,7 +104,9 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
     yield first
     if _takes_parts(known.trace):
         yield Sampler(known.trace, closure, units.units, "opposite")
-    if first.has_twins and known.integers.learned:  # one integer may follow two units that only happen to agree
+    if first.has_twins and (
+        known.integers.learned or known.integers.registered
+    ):  # one integer may follow two units that only happen to agree
         yield Sampler(known.trace, closure, units.units, "alternate")
 
 
