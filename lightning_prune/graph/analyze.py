@@ -44,6 +44,7 @@ def analyze(
     ignore: Sequence[str] = (),
     rules: Mapping[str, Rule] | None = None,
     strict: bool = False,
+    tie_kinds: bool = False,
 ) -> tuple[ChannelGraph, DenseTrace]:
     """Find and certify the units of a model.
 
@@ -54,6 +55,7 @@ def analyze(
         ignore: Globs over module and parameter names: a layer that matches keeps its outputs, its inputs follow.
         rules: Rules for further ops by schema name.
         strict: Raise where an op has no rule or a unit does not certify, instead of freezing.
+        tie_kinds: Make one unit of all units of a kind.
 
     Returns:
         The graph, and the trace that later certificates compare with.
@@ -69,7 +71,7 @@ def analyze(
         names = [".".join(parts[:k]) for k in range(1, len(parts) + 1)]
         return next((g for g in ignore if any(fnmatchcase(n, g) for n in names)), None)
 
-    known, closure, units = refine(trace, frozenset(parameters), ignored)
+    known, closure, units = refine(trace, frozenset(parameters), ignored, tie_kinds)
     if strict and (trace.unknown or known.refused):
         what = [*(f"no rule for {op}" for op in trace.unknown), *known.refused]
         raise TraceError(f"strict=True and these would freeze channels: {'; '.join(what)}. Pass rules= or ignore=.")

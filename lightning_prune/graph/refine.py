@@ -65,9 +65,16 @@ class Refinement:
                 return closure, partition(self.trace, closure, self.parameters, self.layers)
             self.freeze(vital, "without it a whole tensor would be empty")
 
+    def tie(self, closure: Closure, units: Partition) -> bool:
+        """Bind all units of a kind, channel by channel; say whether there were any."""
+        first: dict[str, UnitSpec] = {}
+        others = [unit for unit in units.units if first.setdefault(unit.kind, unit) is not unit]
+        self.pairs += [(_labels(closure, first[unit.kind]), _labels(closure, unit)) for unit in others]
+        return bool(others)
+
 
 def refine(
-    trace: DenseTrace, parameters: frozenset[str], ignored: Callable[[str], str | None]
+    trace: DenseTrace, parameters: frozenset[str], ignored: Callable[[str], str | None], tie_kinds: bool = False
 ) -> tuple[Refinement, Closure, Partition]:
     """Certify every unit; what fails is mended by an integer, a binding or a freeze.
 
@@ -75,6 +82,7 @@ def refine(
         trace: The dense trace.
         parameters: Names of the tensors that are parameters.
         ignored: Tensor name -> the pattern that ignores it, None when nothing does.
+        tie_kinds: Make one unit of all units of a kind.
 
     Returns:
         All constraints, and the classes and units that they leave.
@@ -92,9 +100,9 @@ def refine(
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
-        if not any(
-            _find_counterexamples(known, closure, units, sampler) for sampler in _samples(known, closure, units)
-        ):
+        if any(_find_counterexamples(known, closure, units, sampler) for sampler in _samples(known, closure, units)):
+            continue
+        if not (tie_kinds and known.tie(closure, units)):
             return known, closure, units
 
 

@@ -39,6 +39,8 @@ class ChannelMutator:
         rules: Rules for ops that have none, by schema name: `{"my::op": rule}`.
         ops: Dynamic ops for further layers: `{MyConv: DynamicMyConv}`.
         strict: Raise where something cannot be certified, instead of freezing it.
+        tie_kinds: Make one unit of all isomorphic ones (equal but for layer numbers), so that every layer of a kind
+            keeps the same channels: then one number says the width of them all.
 
     Raises:
         ConfigError: An argument that does not fit.
@@ -63,11 +65,13 @@ class ChannelMutator:
         rules: Mapping[str, Rule] | None = None,
         ops: Mapping[type[nn.Module], type[DynamicOp]] | None = None,
         strict: bool = False,
+        tie_kinds: bool = False,
     ) -> None:
         self.unit_type, self.default_args, own = parse_channel_unit(channel_unit)
         self.example_input = example_input
         self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-        self.rules, self.ops, self.strict = rules, ops, strict
+        self.ops = ops
+        self._options: dict[str, Any] = {"rules": rules, "strict": strict, "tie_kinds": tie_kinds}
         self.units: list[MutableChannelUnit] = []
         self._entries = {**own, **(written.load_plain(units) if units is not None else {})}
         self._config: dict[str, Any] | None = None
@@ -157,7 +161,7 @@ class ChannelMutator:
             raise ConfigError("Got no example_input; expected a tensor, a tuple or a mapping to trace the model with.")
         args, kwargs = split_input(self.example_input)
         with static_view(model), see_through(model):
-            return analyze(model, args, kwargs, ignore=self.ignore, rules=self.rules, strict=self.strict)
+            return analyze(model, args, kwargs, ignore=self.ignore, **self._options)
 
     def _prepare_from_config(self, model: nn.Module) -> None:
         assert self._config is not None, "checked by the caller"
