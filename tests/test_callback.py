@@ -59,7 +59,7 @@ class Record(Callback):
         pytest.param({"target": -0.5}, r"target=-0\.5", id="target negative"),
         pytest.param({"target": math.nan}, "target=nan", id="target nan"),
         pytest.param({"target": {"mac": 0.5}}, "Did you mean 'macs'", id="target key"),
-        pytest.param({"importance": "l3"}, "importance 'l3'. Did you mean 'l[12]'", id="importance"),
+        pytest.param({"importance": "l3"}, "importance 'l3'. Did you mean 'l[12p]'", id="importance"),
         pytest.param({"schedule": "cubik"}, "'cubik'.*Did you mean 'cubic'", id="schedule"),
         pytest.param({"scope": "globalx"}, "scope='globalx'.*Did you mean 'global'", id="scope"),
         pytest.param({"compact": "ends"}, "compact='ends'.*Did you mean 'end'", id="compact"),

@@ -108,6 +108,7 @@ def test_a_structure_file_as_target(tmp_path: Path) -> None:
     [
         pytest.param("l2", Importance("l2"), id="short name"),
         pytest.param({"name": "l2", "reduction": "max"}, Importance("l2", reduction="max"), id="mapping"),
+        pytest.param({"name": "lp", "p": 3}, Importance("lp", arguments={"p": 3}), id="arguments of its own"),
         pytest.param("lightning_prune.importance.l1", Importance("lightning_prune.importance.l1"), id="function"),
         pytest.param(
             {"class_path": "lightning_prune.importance.Importance", "init_args": {"name": "bn_scale"}},
@@ -179,6 +180,7 @@ def test_a_mutator_in_yaml(tmp_path: Path) -> None:
     ("importance", "schedule"),
     [
         pytest.param({"name": "l2"}, {"kind": "cubic", "end": 0.25}, id="mappings"),
+        pytest.param({"name": "lp", "p": 3}, "linear", id="arguments of its own"),
         pytest.param("l2", "linear", id="names"),
     ],
 )

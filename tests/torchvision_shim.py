@@ -44,6 +44,19 @@ def import_torchvision() -> ModuleType:
         return importlib.import_module("torchvision")
 
 
+def import_torch_pruning() -> ModuleType:
+    """Return the Torch-Pruning package, which imports torchvision.
+
+    Raises:
+        ImportError: It is neither installed nor in `.zoo`; `make .zoo/.installed` puts it there.
+    """
+    import_torchvision()
+    try:
+        return importlib.import_module("torch_pruning")
+    except ModuleNotFoundError as error:
+        raise ImportError("No torch_pruning; `make .zoo/.installed` installs it beside the environment.") from error
+
+
 def _forget(package: str) -> None:
     """Drop a half-imported package, so that the next import starts anew."""
     for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:

@@ -53,8 +53,9 @@ class PruningCallback(Callback):
         target: What remains. A float: the ratio of channels that every unit keeps. A mapping of costs such as
             ``{"macs": 0.5}`` (also params, channels, flops, memory), or of unit names or globs; or the path of a YAML
             file. In mappings a value up to 1 is a fraction, a greater one absolute; ``"2G"`` too.
-        importance: How channels are scored: "l1", "l2", "bn_scale", "random", a mapping of `Importance`'s arguments, a
-            function ``unit -> scores [C]``, or its import path.
+        importance: How channels are scored: "l1", "l2", "lp", "bn_scale", "lamp", "fpgm", "random", a mapping of
+            `Importance`'s arguments and of the criterion's own such as ``{"name": "lp", "p": 3}``, a function
+            ``unit -> scores [C]``, or its import path.
         schedule: When and how fast: the name of a curve ("one_shot", "linear", "cubic", "exponential"), a mapping of
             `Schedule`'s arguments, a `Schedule`, or a function progress -> progress.
         scope: How channels compete: "global" (one threshold), "isomorphic" (one inside each kind of unit) or "local"

@@ -75,7 +75,7 @@ def reduce_layers(scores: Sequence[Tensor], is_covered: Sequence[Tensor], reduct
     return torch.where(covered.any(0), REDUCTIONS[reduction](torch.stack(list(scores)), covered), 0.0)
 
 
-def normalize(scores: Tensor, normalizer: str) -> Tensor:
+def normalize(scores: Tensor, normalizer: str, over: Tensor | None = None) -> Tensor:
     """Divide the scores of one unit by a statistic of them, so that units become comparable.
 
     The statistic is of absolute values ("std" apart), so that the order never turns; a statistic of 0 divides by 1.
@@ -83,6 +83,7 @@ def normalize(scores: Tensor, normalizer: str) -> Tensor:
     Args:
         scores: Float `[C]`.
         normalizer: "mean", "max", "sum", "std" (population standard deviation), or "none".
+        over: Bool `[C]`, the channels that the statistic is of, at least one; None is all.
 
     Returns:
         Float `[C]` in the same order.
@@ -96,5 +97,5 @@ def normalize(scores: Tensor, normalizer: str) -> Tensor:
     """
     if normalizer not in NORMALIZERS:
         raise ConfigError(f"Got normalizer={normalizer!r}. {did_you_mean(normalizer, NORMALIZERS)}")
-    statistic = NORMALIZERS[normalizer](scores)
+    statistic = NORMALIZERS[normalizer](scores if over is None else scores[over.to(scores.device)])
     return scores / torch.where(statistic == 0, 1.0, statistic)

@@ -1,20 +1,28 @@
-"""Scores from the weights alone: plain functions from a unit to one float per channel, higher = keep."""
+"""Scores from the size of the weights: plain functions from a unit to one float per channel, higher = keep."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
-from lightning_prune.errors import PlanError
-from lightning_prune.importance.aggregate import reduce_layers
+from lightning_prune.errors import ConfigError, PlanError
+from lightning_prune.importance.layers import (
+    all_spans,
+    by_channel,
+    channel_rows,
+    checked_weight_spans,
+    over_layers,
+    position_rows,
+)
 
 if TYPE_CHECKING:
     from lightning_prune.units import Channel, MutableChannelUnit
 
-__all__ = ["bn_scale", "l1", "l2", "random", "weight_spans"]
+__all__ = ["bn_scale", "check_p", "l1", "l2", "layer_norm", "lp", "random"]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -37,7 +45,7 @@ def l1(unit: MutableChannelUnit, *, reduction: str = "mean", input_related: bool
     Source: Li et al., "Pruning Filters for Efficient ConvNets", 2017, arXiv:1608.08710, sec. 3.
         We differ: a unit combines its layers; the paper scores one convolution alone.
     """
-    return _norm(unit, 1, reduction, input_related)
+    return lp(unit, p=1, reduction=reduction, input_related=input_related)
 
 
 def l2(unit: MutableChannelUnit, *, reduction: str = "mean", input_related: bool = False) -> Tensor:
@@ -58,7 +66,40 @@ def l2(unit: MutableChannelUnit, *, reduction: str = "mean", input_related: bool
     Source: He et al., "Soft Filter Pruning for Accelerating Deep Convolutional Neural Networks", 2018,
         arXiv:1808.06866, eq. 2. We differ: a unit combines its layers.
     """
-    return _norm(unit, 2, reduction, input_related)
+    return lp(unit, p=2, reduction=reduction, input_related=input_related)
+
+
+def lp(unit: MutableChannelUnit, *, p: float = 2, reduction: str = "mean", input_related: bool = False) -> Tensor:
+    """Score each channel by the p-norm of its weights: ``reduce over layers of (sum |w[c]| ** p) ** (1 / p)``.
+
+    Args:
+        unit: Read only; full-size weights are read.
+        p: Greater than 0; inf takes the largest weight.
+        reduction: Over the layers of `weight_spans`; see `reduce_layers`.
+        input_related: Also count the weights that read the channel in the next layers.
+
+    Returns:
+        Float `[C]`, >= 0, on the device of the weights; no gradient flows.
+
+    Raises:
+        ConfigError: `p` is not a number greater than 0; unknown reduction.
+        PlanError: The unit has no weight to score.
+
+    Source: He et al., arXiv:1808.06866, eq. 2, for any p. We differ: a unit combines its layers.
+    """
+    check_p(p)
+    spans = checked_weight_spans(unit, input_related=input_related)
+    return over_layers(unit, spans, lambda span, num_channels: layer_norm(span, num_channels, p), reduction)
+
+
+def check_p(p: object) -> None:
+    """Check the p of `lp`.
+
+    Raises:
+        ConfigError: It is not a number greater than 0.
+    """
+    if isinstance(p, bool) or not isinstance(p, int | float) or not p > 0:
+        raise ConfigError(f"Got p={p!r} for importance 'lp'; expected a number greater than 0.")
 
 
 def bn_scale(unit: MutableChannelUnit, *, reduction: str = "mean") -> Tensor:
@@ -76,15 +117,16 @@ def bn_scale(unit: MutableChannelUnit, *, reduction: str = "mean") -> Tensor:
         PlanError: The unit has no such norm: a magnitude of other weights would not be comparable.
 
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017, arXiv:1708.06519.
-        We differ: norms other than batch norm count too, and a unit combines its norms.
+        We differ: norms other than batch norm count too, and a unit combines its norms. The paper's one threshold for
+        the whole network is over the scales as they are: ``normalizer="none"``.
     """
-    spans = [s for s in _unique(unit, False) if isinstance(s.module, _NORMS) and s.tensor == "weight"]
+    spans = [s for s in all_spans(unit) if isinstance(s.module, _NORMS) and s.tensor == "weight"]
     if not spans:
         raise PlanError(
             f"Got unit {unit.name!r} without a norm that has a weight; importance 'bn_scale' expects one in every "
             "unit. Use 'l1', or keep these layers with ignore=."
         )
-    return _reduce(unit, spans, 1, reduction)
+    return over_layers(unit, spans, lambda span, num_channels: layer_norm(span, num_channels, 1), reduction)
 
 
 def random(unit: MutableChannelUnit, *, seed: int = 0) -> Tensor:
@@ -104,49 +146,19 @@ def random(unit: MutableChannelUnit, *, seed: int = 0) -> Tensor:
     return torch.rand(unit.num_channels, generator=generator)
 
 
-def weight_spans(unit: MutableChannelUnit, *, input_related: bool = False) -> list[Channel]:
-    """Return the spans whose weights speak for a unit's channels, each once.
+def layer_norm(span: Channel, num_channels: int, p: float) -> tuple[Tensor, Tensor]:
+    """Return the p-norm of each channel's entries in one tensor.
 
     Args:
-        unit: Read only.
-        input_related: Also the layers that read the channels.
+        span: Which tensor, and which of its entries.
+        num_channels: C of the unit.
+        p: Greater than 0, inf too.
 
     Returns:
-        The spans of tensors with at least two axes; those with one (scales, biases) only where there is no other.
+        Float `[C]`, >= 0, and which channels the span has, bool `[C]`.
     """
-    spans = _unique(unit, input_related)
-    return [span for span in spans if span.full().dim() >= 2] or spans
-
-
-def _unique(unit: MutableChannelUnit, input_related: bool) -> list[Channel]:
-    """Return a unit's spans; a per-channel layer is listed on both sides and counts once."""
-    both = [*unit.output_related, *(unit.input_related if input_related else ())]
-    return list({(id(s.module), s.tensor, s.dim, s.start, s.end): s for s in reversed(both)}.values())[::-1]
-
-
-def _norm(unit: MutableChannelUnit, p: int, reduction: str, input_related: bool) -> Tensor:
-    spans = weight_spans(unit, input_related=input_related)
-    if not spans:
-        raise PlanError(f"Got unit {unit.name!r} without a weight to score; use importance 'random' or ignore= it.")
-    return _reduce(unit, spans, p, reduction)
-
-
-def _reduce(unit: MutableChannelUnit, spans: list[Channel], p: int, reduction: str) -> Tensor:
-    layers = [_layer_norm(span, unit.num_channels, p) for span in spans]
-    device = layers[0][0].device  # the layers of a unit may live on several
-    scores, is_covered = [s.to(device) for s, _ in layers], [c.to(device) for _, c in layers]
-    return reduce_layers(scores, is_covered, reduction)
-
-
-def _layer_norm(span: Channel, num_channels: int, p: int) -> tuple[Tensor, Tensor]:
-    """Return the p-norm of each channel's entries in one tensor, `[C]`, and which channels the span has, `[C]`."""
-    tensor = span.full().movedim(span.dim, 0)[span.start : span.end]
-    # half precision overflows in a sum of a few thousand weights
-    tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).abs()
-    powers = tensor.reshape(len(tensor), -1).pow(p).sum(1)
-    # several positions of a flattened axis or of a product may belong to one channel
-    index = torch.arange(len(tensor)) if span.index is None else span.index
-    index = index.to(powers.device)
-    total = powers.new_zeros(num_channels).index_add_(0, index, powers)
-    is_covered = torch.zeros_like(total, dtype=torch.bool).index_fill_(0, index, True)
+    if math.isinf(p):
+        rows, is_covered = channel_rows(span, num_channels)
+        return rows.abs().amax(1), is_covered
+    total, is_covered = by_channel(span, position_rows(span).abs().pow(p).sum(1), num_channels)
     return total.pow(1.0 / p), is_covered

@@ -1,0 +1,182 @@
+"""`Importance`: a criterion by name, with its reduction over layers and its normalisation over channels."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lightning_prune.errors import ConfigError, PlanError, did_you_mean
+from lightning_prune.importance.aggregate import NORMALIZERS, REDUCTIONS, normalize
+from lightning_prune.importance.magnitude import bn_scale, check_p, l1, l2, lp, random
+from lightning_prune.importance.relative import fpgm, lamp
+
+if TYPE_CHECKING:
+    from lightning_prune.units import MutableChannelUnit
+
+__all__ = ["IMPORTANCES", "Importance", "Scorer", "load", "parameters_of"]
+
+IMPORTANCES: dict[str, Callable[..., Tensor]] = {
+    "l1": l1,
+    "l2": l2,
+    "lp": lp,
+    "bn_scale": bn_scale,
+    "lamp": lamp,
+    "fpgm": fpgm,
+    "random": random,
+}
+
+_COMPARABLE: frozenset[Callable[..., Tensor]] = frozenset({lamp})
+"""Criteria whose scores compare between units as they are."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores all units at once.
+
+    A `scores` that also takes ``living=True`` is told when removed channels do not come back, so that it can leave
+    them out of statistics over a unit.
+    """
+
+    def scores(self, units: Iterable[MutableChannelUnit], scope: str = "global") -> dict[str, Tensor]:
+        """Return unit name -> float32 `[C]` on the CPU, finite, higher = keep."""
+        ...
+
+
+@dataclass(frozen=True)
+class Importance:
+    """A score function with its reduction over layers and its normalisation over channels.
+
+    Args:
+        name: One of `IMPORTANCES`, the import path of a function, or a function: unit -> float `[C]`, higher = keep.
+        reduction: How the layers of a unit combine: "mean", "sum", "max", "prod" or "first".
+        normalizer: What the scores of a unit are divided by: "mean", "max", "sum", "std" or "none". None is "mean"
+            where units are compared with one another (scopes "global" and "isomorphic"), "none" in scope "local", and
+            "none" for criteria whose scores compare between units as they are ("lamp").
+        input_related: Whether the weights that read a channel count beside those that make it.
+        arguments: Further arguments of the function, such as ``p`` of "lp"; a mapping may give them beside `name`.
+
+    Raises:
+        ConfigError: An unknown name, reduction or normalizer; a path that cannot be imported; an argument that the
+            function does not take.
+
+    Example:
+        >>> Importance("lp", normalizer="none", arguments={"p": 3})
+        Importance(name='lp', reduction='mean', normalizer='none', input_related=False, arguments={'p': 3})
+    """
+
+    name: str | Callable[..., Tensor] = "l1"  # str first: jsonargparse writes a name back as it was read
+    reduction: str = "mean"
+    normalizer: str | None = None
+    input_related: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise ConfigError(f"Got reduction={self.reduction!r}. {did_you_mean(self.reduction, REDUCTIONS)}")
+        if self.normalizer is not None and self.normalizer not in NORMALIZERS:
+            raise ConfigError(f"Got normalizer={self.normalizer!r}. {did_you_mean(self.normalizer, NORMALIZERS)}")
+        arguments = self._arguments(self._function())
+        if "p" in arguments and self._function() is lp:
+            check_p(arguments["p"])
+
+    def scores(
+        self, units: Iterable[MutableChannelUnit], scope: str = "global", *, living: bool = False
+    ) -> dict[str, Tensor]:
+        """Score the channels of every unit.
+
+        Args:
+            units: Read only.
+            scope: Of the ranking that follows: "global", "isomorphic" or "local"; it decides a `normalizer` of None.
+            living: Whether statistics over a unit are of the channels that remain alone; what removed ones get then
+                means nothing.
+
+        Returns:
+            Unit name -> float32 `[C]` on the CPU, higher = keep.
+
+        Raises:
+            PlanError: Scores that are not a tensor `[C]` of finite numbers, with the unit's name; a unit that the
+                function cannot score.
+        """
+        function = self._function()
+        arguments = self._arguments(function)
+        if living and "living" in parameters_of(function):
+            arguments["living"] = True
+        return {unit.name: self._finished(function(unit, **arguments), unit, scope, living) for unit in units}
+
+    def _finished(self, scores: object, unit: MutableChannelUnit, scope: str, living: bool) -> Tensor:
+        """Check and normalise what a function gave for a unit."""
+        is_raw = scope == "local" or self._function() in _COMPARABLE
+        normalizer = self.normalizer or ("none" if is_raw else "mean")
+        over = unit.mutable.current_mask if living else None
+        return _checked(normalize(_checked(scores, unit), normalizer, over), unit)
+
+    def _function(self) -> Callable[..., Tensor]:
+        function = load(self.name)
+        if not callable(function) or inspect.isclass(function):
+            raise ConfigError(f"Got importance {self.name!r}, which is not a function; expected unit -> scores [C].")
+        return cast(Callable[..., Tensor], function)
+
+    def _arguments(self, function: Callable[..., Tensor]) -> dict[str, Any]:
+        """Return what the function is called with; what it does not take must have its default."""
+        taken = parameters_of(function)
+        asked: dict[str, Any] = {"reduction": self.reduction, "input_related": self.input_related}
+        defaults = {"reduction": "mean", "input_related": False}
+        for name, value in (asked | dict(self.arguments)).items():
+            if name not in taken and (name not in defaults or value != defaults[name]):
+                raise ConfigError(
+                    f"Got {name}={value!r} for importance {self.name!r}, which takes no {name!r}; leave it out."
+                )
+        return {name: value for name, value in asked.items() if name in taken} | dict(self.arguments)
+
+
+def load(path: object) -> object:
+    """Return the built-in or the object that a name or an import path stands for; anything but a text as it is.
+
+    Raises:
+        ConfigError: An unknown name, or a path that cannot be imported.
+    """
+    if not isinstance(path, str):
+        return path
+    if path in IMPORTANCES:
+        return IMPORTANCES[path]
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ConfigError(f"Got importance {path!r}. {did_you_mean(path, IMPORTANCES)} Or a path 'package.function'.")
+    try:
+        return cast(object, getattr(import_module(module), name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"Got importance {path!r}, which cannot be imported: {error}. Expected 'package.module.function'. "
+            f"{did_you_mean(path, IMPORTANCES)}"
+        ) from error
+
+
+def parameters_of(function: Callable[..., Any]) -> Collection[str]:
+    """Return the names of a function's parameters; none where it has no signature, as some written in C."""
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return ()
+
+
+def _checked(scores: object, unit: MutableChannelUnit) -> Tensor:
+    """Return scores as float32 `[C]` on the CPU, finite."""
+    if not isinstance(scores, Tensor) or scores.shape != (unit.num_channels,) or scores.is_complex():
+        got = f"shape {tuple(scores.shape)}, {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise PlanError(
+            f"Got scores of {got} for unit {unit.name!r}; expected a real tensor of shape ({unit.num_channels},)."
+        )
+    row = scores.detach().to("cpu", torch.float32)
+    bad = (~row.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise PlanError(
+            f"Got score {row[bad[0]].item()} for channel {bad[0]} of unit {unit.name!r} ({len(bad)} of {len(row)} are "
+            "not finite); expected numbers. Check the weights, or lower the learning rate if training diverged."
+        )
+    return row
