@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_prune.ops import to_static_
 from lightning_prune.ops.structure import remember_structure_, structure_of
@@ -41,8 +42,18 @@ def export_pruned(model: ModelT) -> ModelT:
         >>> export_pruned(layer)
         Linear(in_features=2, out_features=2, bias=True)
     """
-    small = copy.deepcopy(model)
+    small = copy.deepcopy(model, _detached(model))
     structure = structure_of(small)
     to_static_(small)
     remember_structure_(small, structure)
     return small
+
+
+def _detached(model: nn.Module) -> dict[int, Any]:
+    """Return copies for what torch refuses to copy: activations with a history that modules keep as attributes."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        for value in tree_leaves(module.__dict__):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                copies[id(value)] = value.detach().clone()
+    return copies

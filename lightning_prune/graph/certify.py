@@ -179,6 +179,7 @@ def run_lockstep(
     model = trace.sandbox.model
     attributes = rewritten(trace, alive, followers)
     for mode in modes or trace.events:
+        trace.sandbox.fake = mode not in trace.real
         with torch.inference_mode():
             stand_ins = _pruned_tensors(trace, alive)
             doubled = mode == "train" and trace.train_inputs is not None

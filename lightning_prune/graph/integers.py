@@ -32,7 +32,7 @@ def known_followers(trace: DenseTrace) -> list[Follower]:
     found = []
     first = {id(t): n for n, t in (*trace.sandbox.model.named_parameters(), *trace.sandbox.model.named_buffers())}
     for name, module in trace.sandbox.model.named_modules():
-        weight = module._parameters.get("weight")
+        weight = dict(module._parameters).get("weight")  # scripted modules have no plain dict
         axes = trace.axes.get(first.get(id(weight), ""), ()) if weight is not None else ()
         for attribute, element, axis in _table(trace, module, axes):
             if is_labelled(axis) and attribute in module.__dict__:

@@ -134,7 +134,7 @@ def _bind_layers(known: Refinement) -> set[str]:
     first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
     followers = set()
     for module in model.modules():
-        weight = module._parameters.get("weight")
+        weight = dict(module._parameters).get("weight")  # scripted modules have no plain dict
         if not isinstance(module, _LAYERS) or weight is None or first[id(weight)] not in axes:
             continue
         transposed = isinstance(module, _ConvNd) and module.transposed

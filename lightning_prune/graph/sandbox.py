@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 import logging
-import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from lightning_prune.graph.generators import global_generators, own_generators
 from lightning_prune.graph.shortcuts import make_fake
 
 __all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
@@ -50,7 +50,8 @@ def tensors_within(value: Any, depth: int = 8) -> list[Tensor]:
         elif is_dataclass(item):
             children = [getattr(item, f.name) for f in fields(item)]
         else:
-            children = list(getattr(item, "__dict__", {}).values())
+            slots = [n for cls in type(item).__mro__ for n in getattr(cls, "__slots__", ()) if isinstance(n, str)]
+            children = [*getattr(item, "__dict__", {}).values(), *(getattr(item, n, None) for n in slots)]
         for child in children:
             walk(child, level - 1)
 
@@ -211,7 +212,12 @@ class Sandbox:
         """
         with torch.inference_mode(), _quiet(), self._restored(frozenset(attributes or ())):
             reset_caches(self.model, self.caches)  # the model may have run meanwhile
+            observer.stand_ins = tensors
             for module in self.model.modules():
+                if isinstance(module, torch.jit.ScriptModule):  # its tensors are out of reach, and frozen for that
+                    continue
+                if isinstance(module, nn.DataParallel):
+                    module.__dict__["device_ids"] = []  # no copies on other devices
                 module.__dict__["training"] = train
                 for store in ("_parameters", "_buffers"):
                     own = module.__dict__[store]
@@ -233,7 +239,9 @@ class Sandbox:
     @contextmanager
     def _restored(self, rewritten: frozenset[tuple[str, str]]) -> Iterator[None]:
         """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
-        modules = dict(self.model.named_modules())
+        scripted = [m for m in self.model.modules() if isinstance(m, torch.jit.ScriptModule)]
+        buffers = [(b, b.detach().clone()) for m in scripted for b in m.buffers(recurse=False)]
+        modules = {name: m for name, m in self.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         saved = {name: dict(module.__dict__) for name, module in modules.items()}
         contents = {
             (name, key): (value, value.copy())
@@ -241,11 +249,16 @@ class Sandbox:
             for key, value in attributes.items()
             if isinstance(value, _CONTAINERS) and key not in _OWN
         }
-        state = _rng_state()
+        random_state = [*global_generators(), *own_generators(saved.values())]
         try:
+            for generator in random_state:
+                generator.seed(0)  # of every run: a model that skips blocks at random skips the same ones
             yield
         finally:
-            _set_rng_state(state)
+            for generator in random_state:
+                generator.restore()
+            for buffer, values in buffers:
+                buffer.detach().copy_(values)
             for name, module in modules.items():
                 self._note_changes(name, module.__dict__, saved[name], contents, rewritten)
                 module.__dict__.clear()
@@ -317,26 +330,16 @@ def _refill(container: Any, copy: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No fused fast paths, which hide the structure; no log of errors, which the certificate provokes on purpose."""
+    """No fused fast paths or compiled code, which hide the structure; no log of the errors that are provoked."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     fast = torch.backends.mha.get_fastpath_enabled()
     disabled, log.disabled = log.disabled, True
     torch.backends.mha.set_fastpath_enabled(False)
+    # code that was compiled needs this module, so without it nothing is; to import it takes seconds
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     try:
-        yield
+        with eager:
+            yield
     finally:
         log.disabled = disabled
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _rng_state() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _set_rng_state(state: tuple[Any, ...]) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3] is not None:
-        torch.cuda.set_rng_state_all(state[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from lightning_prune.graph.call import (
     set_axes,
     tensors_in,
 )
+from lightning_prune.graph.generators import drawing_alike
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace
 from lightning_prune.graph.rules import RULES, RuleEntry
 from lightning_prune.graph.rules.indexing import unknown
@@ -104,12 +106,13 @@ class Walk(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.rules = rules
         self.mode = mode
+        self.stand_ins: Mapping[int, Tensor] = {}  # of the run: a parameter that is reached around keeps its name
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
-        if name.startswith("prim::"):
+        if name.startswith(("prim::", "profiler::")):
             return func(*args, **kwargs)
         entry = self._entry(func, name)
         if entry is None:
@@ -122,13 +125,14 @@ class Walk(TorchDispatchMode):
         before = None
         if name in _RESHAPES_SELF:
             before = (tuple(args[0].shape), axes_of(args[0]))
-        inputs = tuple(identity(t) for t in tensors_in(named))
+        inputs = tuple(identity(self.stand_ins.get(id(t), t)) for t in tensors_in(named))
         out = shortcut(self.mode, func, name, named) if self.mode is not None else None
         if out is None:
-            out = func(*args, **kwargs)
+            with nullcontext() if self.mode is not None else drawing_alike(func, kwargs, self.count):
+                out = func(*args, **kwargs)
         if name in _TRANSPARENT:
             if out is not args[0]:
-                setattr(out, _IDENTITY, identity(args[0]))
+                setattr(out, _IDENTITY, identity(self.stand_ins.get(id(args[0]), args[0])))
                 self.carry(args[0], out)
             return out
         self.visit(name, entry, named, inputs, out, before)
@@ -278,6 +282,7 @@ class DenseTrace:
         notes: What a person should know about the trace.
         rules: Rules of the user.
         train_inputs: The example input of the train mode where it had to be doubled.
+        real: Modes that had to run on real tensors, because the model reads values.
     """
 
     sandbox: Sandbox
@@ -292,6 +297,7 @@ class DenseTrace:
     unknown: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     train_inputs: tuple[Any, Any] | None = None
+    real: set[str] = field(default_factory=set)
 
 
 def trace_model(
@@ -333,17 +339,28 @@ def _trace(
     for name, tensor in named_tensors(sandbox.model).items():
         if is_floating(tensor):
             trace.axes[name] = tuple(trace.space.fresh(n) if n > 1 else ANY for n in tensor.shape)
+    if not sandbox.fake:
+        trace.real = {"eval", "train"}
     _record(trace, "eval")
-    try:
-        _record(trace, "train")
-    except TraceError as error:
-        doubled = _doubled(trace.args), _doubled(trace.kwargs)
-        try:  # batch statistics of one value per channel: two examples will do
-            _record(trace, "train", *doubled)
-            trace.train_inputs = doubled
-        except TraceError:
-            trace.notes.append(f"traced in eval mode only; in train mode: {error}")
+    _record_train(trace)
     return trace
+
+
+def _record_train(trace: DenseTrace) -> None:
+    """Record the train mode; what it may need is two examples, for statistics over them, and real values."""
+    doubled = _doubled(trace.args), _doubled(trace.kwargs)
+    errors = []
+    for real in sorted({"train" in trace.real, True}):
+        trace.real |= {"train"} if real else set()
+        for inputs in (None, doubled):
+            try:
+                _record(trace, "train", *(inputs or ()))
+            except TraceError as error:
+                errors.append(error)
+            else:
+                trace.train_inputs = inputs
+                return
+    trace.notes.append(f"traced in eval mode only; in train mode: {errors[0]}")
 
 
 def _doubled(tree: Any) -> Any:
@@ -368,6 +385,7 @@ def _stand_ins(trace: DenseTrace, given: tuple[Any, Any]) -> tuple[Any, Any, dic
 
 def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) -> None:
     sandbox, model = trace.sandbox, trace.sandbox.model
+    sandbox.fake = mode not in trace.real
     before = (len(trace.space.pairs), len(trace.space.frozen))
     given = (trace.args if args is None else args, trace.kwargs if kwargs is None else kwargs)
     args, kwargs, stand_ins = _stand_ins(trace, given)

@@ -6,11 +6,14 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+from torch.nn.parameter import is_lazy
+
 from lightning_prune.errors import ConfigError, did_you_mean
 from lightning_prune.mutator.config import load_plain
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
 
-__all__ = ["check_unit_arguments", "parse_channel_unit", "split_input"]
+__all__ = ["check_model", "check_unit_arguments", "parse_channel_unit", "split_input"]
 
 UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
     t.__name__: t for t in (MutableChannelUnit, L1MutableChannelUnit, SequentialMutableChannelUnit)
@@ -56,6 +59,24 @@ def check_unit_arguments(unit_type: type[MutableChannelUnit], arguments: Mapping
     for name in arguments:
         if name not in valid:
             raise ConfigError(f"Got argument {name!r} for {unit_type.__name__}. {did_you_mean(name, valid)}")
+
+
+def check_model(model: nn.Module) -> None:
+    """Check that a model has parameters, and that they have sizes.
+
+    Raises:
+        ConfigError: It has none, or some are lazy: made by the first forward.
+    """
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""
+        raise ConfigError(
+            f"Got lazy parameters without sizes: {', '.join(lazy[:3])}{more}. Initialise them first: run the model "
+            "once on an example input, `model(example_input)`."
+        )
+    if next(model.parameters(), None) is None:
+        raise ConfigError(f"Got {type(model).__name__} without a parameter; expected a model with channels to prune.")
 
 
 def split_input(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

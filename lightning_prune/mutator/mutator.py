@@ -18,7 +18,7 @@ from lightning_prune.graph.sandbox import reset_caches
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.mutator import config as written
 from lightning_prune.mutator import wiring
-from lightning_prune.mutator.arguments import check_unit_arguments, parse_channel_unit, split_input
+from lightning_prune.mutator.arguments import check_model, check_unit_arguments, parse_channel_unit, split_input
 from lightning_prune.mutator.describe import describe_structure
 from lightning_prune.ops import DynamicOp, dynamic_ops, see_through, static_view, to_static_
 from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits
@@ -106,23 +106,25 @@ class ChannelMutator:
             model: A plain model, or one whose dynamic ops already share mutables.
 
         Raises:
-            ConfigError: No example input, this mutator already has a model, a structure of another model, or an entry
-                for a unit that does not exist or does not take it. The model is unchanged.
+            ConfigError: No example input, this mutator already has a model, a model without parameters or with lazy
+                ones, a structure of another model, or an entry for a unit that does not exist or does not take it. The
+                model is unchanged.
             TraceError: The model's own forward fails on the example input. The model is unchanged.
         """
         if self._model is not None:
             raise ConfigError("This ChannelMutator already has a model; make another one.")
+        check_model(model)
         if self._config is not None and self._config.get("fingerprint"):
             written.check_fingerprint(self._config["fingerprint"], model)
         was_plain = not dynamic_ops(model)
-        if any(c.spans for op in dynamic_ops(model).values() for c in op.mutable_attrs.values()):
-            self._prepare_from_dynamic(model)
-        elif self._has_channels():
-            self._prepare_from_config(model)
-        else:
-            self._prepare_from_trace(model)
-        self._model = model
         try:
+            if any(c.spans for op in dynamic_ops(model).values() for c in op.mutable_attrs.values()):
+                self._prepare_from_dynamic(model)
+            elif self._has_channels():
+                self._prepare_from_config(model)
+            else:
+                self._prepare_from_trace(model)
+            self._model = model
             self._apply_entries()
         except Exception:
             if was_plain:
