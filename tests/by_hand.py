@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_prune.ops import DynamicOp, convert_
 from lightning_prune.units import Channel, MutableChannelUnit
 
 
@@ -45,3 +46,27 @@ def norm(scales: list[float]) -> nn.BatchNorm2d:
     layer = nn.BatchNorm2d(len(scales))
     layer.weight.data = torch.tensor(scales)
     return layer
+
+
+def joined(
+    num_channels: int, makes: Sequence[nn.Module] = (), reads: Sequence[nn.Module] = (), name: str = "unit_(0, 3)"
+) -> MutableChannelUnit:
+    """A unit of whole layers, which are converted and share its mask."""
+    made = MutableChannelUnit(num_channels)
+    made.name = name
+    sides = (("out_channels", makes, made.output_related), ("in_channels", reads, made.input_related))
+    for side, layers, members in sides:
+        for k, layer in enumerate(layers):
+            op = convert_(layer)
+            assert isinstance(op, DynamicOp)
+            container = op.get_mutable_attr(side)
+            index = None
+            if container.num_channels != num_channels:  # a flatten: so many positions for each channel
+                index = torch.arange(num_channels).repeat_interleave(container.num_channels // num_channels)
+            if not container.spans:
+                container.register_mutable(made.mutable, 0, container.num_channels, index)
+            dim = 0 if side == "out_channels" or op.weight.dim() == 1 else 1
+            kind = "maker" if side == "out_channels" else "reader"
+            size = container.num_channels
+            members.append(Channel(f"{kind}{k}", op, "weight", dim, 0, size, side == "out_channels", index))
+    return made

@@ -10,6 +10,9 @@ Where they do not, and why:
 - Depthwise weights count for nothing there; here they are alike, so that they change no order.
 - FPGM there measures distances between ``|w| ** p``, the paper and we between w: the same for p = 1 and no negative
   weight.
+- GroupTaylor takes the mean gradient and no square, and leaves norms and depthwise layers out: with one step the order
+  is that of our squares where one layer decides, so with the reduction "first" or "max". Over groups it adds absolute
+  values, we add before the square: the same where all products of weight and gradient are positive.
 - LAMP breaks ties by the order of an unstable sort.
 """
 
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.importance import Importance
+from lightning_prune.importance.observer import LossScale, MeansObserver
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.units import MutableChannelUnit
 from tests.torchvision_shim import import_torch_pruning
@@ -81,22 +85,24 @@ class Concat(nn.Module):
         return self.head(self.norm1(self.fuse(x)).relu().mean((2, 3)))
 
 
-# unit -> how often its layers repeat its channels, one after another
+# how the name of a unit begins -> how often its layers repeat its channels, one after another
 UNITS: dict[type[nn.Module], dict[str, int]] = {
-    Residual: {"stem_(0, 12)_out_4_in_4": 1, "one_(0, 10)_out_2_in_2": 1},
-    Grouped: {"stem_(0, 8)_out_4_in_4": 1, "grouped_(0, 12)_out_2_in_2": 2},
-    Concat: {"left_(0, 7)_out_2_in_2": 1, "right_(0, 9)_out_2_in_2": 1, "fuse_(0, 11)_out_2_in_2": 1},
+    Residual: {"stem_(0, 12)": 1, "one_(0, 10)": 1},
+    Grouped: {"stem_(0, 8)": 1, "grouped_(0, 12)": 2},
+    Concat: {"left_(0, 7)": 1, "right_(0, 9)": 1, "fuse_(0, 11)": 1},
 }
 WEIGHTS = [nn.modules.conv._ConvNd, nn.Linear]
 IMAGES = (2, 3, 6, 6)
 
 
-def built(make: type[nn.Module], positive: bool) -> nn.Module:
-    """A network in double precision whose norms differ by channel."""
+def built(make: type[nn.Module], *, positive: bool, norms: bool) -> nn.Module:
+    """A network in double precision whose norms, if any, differ by channel."""
     model = make().double()
-    for module in model.modules():
+    for name, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
+            if not norms:
+                model.set_submodule(name, nn.Identity())
         elif isinstance(module, nn.Conv2d) and module.groups == module.out_channels:
             nn.init.constant_(module.weight, 0.1)
     if positive:
@@ -111,26 +117,39 @@ def both(
     theirs: Callable[[Any], Any],
     *,
     positive: bool = False,
-    backward: bool = False,
+    gradients: bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return unit name -> our scores and theirs."""
+    """Return how a unit's name begins -> our scores and theirs.
+
+    Args:
+        make: The network.
+        ours: Our importance.
+        theirs: Makes theirs out of the module that has them.
+        positive: Whether all weights are positive, and with them all gradients.
+        gradients: Whether both see one backward; without norms, which count for one of the two only.
+    """
     torch_pruning = import_torch_pruning()
-    model = built(make, positive)
-    plain, images = copy.deepcopy(model), torch.randn(IMAGES, dtype=torch.float64)
+    model = built(make, positive=positive, norms=not gradients)
+    plain, images = copy.deepcopy(model), torch.rand(IMAGES, dtype=torch.float64)
     mutator = ChannelMutator(example_input=images)
     mutator.prepare_from_supernet(model)
-    found = {}
+    chosen = {start: unit for unit in mutator.units for start in UNITS[make] if unit.name.startswith(start)}
+    assert chosen.keys() == UNITS[make].keys()
+    scorer = (ours.observer(chosen.values()) if gradients else None) or ours
+    for network in (model, plain) if gradients else ():
+        network(images).square().sum().backward()
+    if isinstance(scorer, MeansObserver):
+        scorer.before_step({id(parameter) for parameter in model.parameters()}, LossScale())
+    scores = scorer.scores(chosen.values(), "local")
     graph = torch_pruning.DependencyGraph().build_dependency(plain, images)
     importance = theirs(torch_pruning.importance)
-    for unit in (unit for unit in mutator.units if unit.name in UNITS[make]):
-        repeats = UNITS[make][unit.name]
-        found[unit.name] = our_scores(ours, unit), their_scores(torch_pruning, graph, importance, plain, unit, repeats)
-    assert found.keys() == UNITS[make].keys()
-    return found
-
-
-def our_scores(importance: Importance, unit: MutableChannelUnit) -> Tensor:
-    return importance.scores([unit], "local")[unit.name]
+    return {
+        start: (
+            scores[unit.name],
+            their_scores(torch_pruning, graph, importance, plain, unit, UNITS[make][start]),
+        )
+        for start, unit in chosen.items()
+    }
 
 
 def their_scores(
@@ -184,7 +203,7 @@ def test_lamp(make: type[nn.Module]) -> None:
         return importance
 
     found = both(make, Importance("lamp", input_related=True), theirs)
-    found.pop("grouped_(0, 12)_out_2_in_2", None)  # averaged over groups after the comparison there, summed before here
+    found.pop("grouped_(0, 12)", None)  # averaged over groups after the comparison there, summed before here
     assert_alike(found, make)
 
 
@@ -192,5 +211,30 @@ def test_lamp(make: type[nn.Module]) -> None:
 def test_fpgm(make: type[nn.Module]) -> None:
     ours = Importance("fpgm", input_related=True)
     found = both(make, ours, lambda them: them.FPGMImportance(p=1, normalizer=None), positive=True)
-    found.pop("grouped_(0, 12)_out_2_in_2", None)  # a filter is measured against other groups' there, not here
+    found.pop("grouped_(0, 12)", None)  # a filter is measured against other groups' there, not here
     assert_alike(found, make)
+
+
+@MODELS
+def test_group_taylor_of_the_first_layer(make: type[nn.Module]) -> None:
+    ours = Importance("taylor", reduction="first")
+    found = both(
+        make,
+        ours,
+        lambda them: them.GroupTaylorImportance(group_reduction="first", normalizer=None, multivariable=True),
+        positive=True,
+        gradients=True,
+    )
+    assert_alike(found, make, values=False)
+
+
+@pytest.mark.parametrize("make", [Residual, Concat], ids=["residual", "concat"])
+def test_group_taylor_of_the_strongest_layer(make: type[nn.Module]) -> None:
+    ours = Importance("taylor", reduction="max", input_related=True)
+    found = both(
+        make,
+        ours,
+        lambda them: them.GroupTaylorImportance(group_reduction="max", normalizer=None, multivariable=True),
+        gradients=True,
+    )
+    assert_alike({name: (scores.sqrt(), theirs) for name, (scores, theirs) in found.items()}, make)

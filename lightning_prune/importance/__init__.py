@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from lightning_prune.importance.activation import activation, apoz, wanda
 from lightning_prune.importance.aggregate import NORMALIZERS, REDUCTIONS, normalize, reduce_layers
+from lightning_prune.importance.fisher import fisher
+from lightning_prune.importance.gradient import hessian, taylor, taylor2
 from lightning_prune.importance.layers import weight_spans
 from lightning_prune.importance.magnitude import bn_scale, l1, l2, lp, random
 from lightning_prune.importance.relative import fpgm, lamp
@@ -16,8 +19,12 @@ __all__ = [
     "REDUCTIONS",
     "Importance",
     "Scorer",
+    "activation",
+    "apoz",
     "bn_scale",
+    "fisher",
     "fpgm",
+    "hessian",
     "l1",
     "l1_scores",
     "l2",
@@ -27,5 +34,8 @@ __all__ = [
     "random",
     "reduce_layers",
     "resolve_importance",
+    "taylor",
+    "taylor2",
+    "wanda",
     "weight_spans",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError, did_you_mean
-from lightning_prune.importance.scorer import IMPORTANCES, Importance, Scorer, load, parameters_of
+from lightning_prune.importance.scorer import IMPORTANCES, Importance, Scorer, arguments_of, load
 
 __all__ = ["resolve_importance"]
 
@@ -66,7 +66,7 @@ def _importance(mapping: Mapping[str, Any]) -> Importance:
     """Tell the arguments of `Importance` from those of its function."""
     own = [field.name for field in fields(Importance)]
     function = load(mapping.get("name", "l1"))
-    further = list(parameters_of(function))[1:] if callable(function) else []
+    further = arguments_of(function) if callable(function) else []
     given = {str(key): value for key, value in mapping.items()}
     for key in given:
         if key not in (*own, *further):

@@ -12,14 +12,29 @@ import torch
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError, PlanError, did_you_mean
+from lightning_prune.importance.activation import ActivationObserver, activation, apoz, wanda
 from lightning_prune.importance.aggregate import NORMALIZERS, REDUCTIONS, normalize
+from lightning_prune.importance.fisher import FisherObserver, fisher
+from lightning_prune.importance.gradient import GradientObserver, hessian, taylor, taylor2
 from lightning_prune.importance.magnitude import bn_scale, check_p, l1, l2, lp, random
+from lightning_prune.importance.observer import MeansObserver
 from lightning_prune.importance.relative import fpgm, lamp
 
 if TYPE_CHECKING:
     from lightning_prune.units import MutableChannelUnit
 
-__all__ = ["IMPORTANCES", "Importance", "Scorer", "load", "parameters_of"]
+__all__ = ["IMPORTANCES", "WATCHING", "Importance", "Scorer", "arguments_of", "load", "parameters_of"]
+
+WATCHING: dict[Callable[..., Tensor], type[MeansObserver]] = {
+    taylor: GradientObserver,
+    taylor2: GradientObserver,
+    hessian: GradientObserver,
+    fisher: FisherObserver,
+    activation: ActivationObserver,
+    wanda: ActivationObserver,
+    apoz: ActivationObserver,
+}
+"""Criteria that have to see training, and what watches it for them."""
 
 IMPORTANCES: dict[str, Callable[..., Tensor]] = {
     "l1": l1,
@@ -28,11 +43,20 @@ IMPORTANCES: dict[str, Callable[..., Tensor]] = {
     "bn_scale": bn_scale,
     "lamp": lamp,
     "fpgm": fpgm,
+    "taylor": taylor,
+    "taylor2": taylor2,
+    "hessian": hessian,
+    "fisher": fisher,
+    "activation": activation,
+    "wanda": wanda,
+    "apoz": apoz,
     "random": random,
 }
 
-_COMPARABLE: frozenset[Callable[..., Tensor]] = frozenset({lamp})
+_COMPARABLE = frozenset({lamp, taylor, taylor2, hessian, fisher, apoz})
 """Criteria whose scores compare between units as they are."""
+
+BATCHES = 8
 
 
 @runtime_checkable
@@ -50,30 +74,33 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Importance:
-    """A score function with its reduction over layers and its normalisation over channels.
+    """A criterion with its reduction over layers and its normalisation over channels.
 
     Args:
         name: One of `IMPORTANCES`, the import path of a function, or a function: unit -> float `[C]`, higher = keep.
         reduction: How the layers of a unit combine: "mean", "sum", "max", "prod" or "first".
         normalizer: What the scores of a unit are divided by: "mean", "max", "sum", "std" or "none". None is "mean"
-            where units are compared with one another (scopes "global" and "isomorphic"), "none" in scope "local", and
-            "none" for criteria whose scores compare between units as they are ("lamp").
+            where units are compared with one another (scopes "global" and "isomorphic"), and "none" in scope "local"
+            and for criteria whose scores compare between units as they are: "lamp", "taylor", "taylor2", "hessian",
+            "fisher" and "apoz".
         input_related: Whether the weights that read a channel count beside those that make it.
+        batches: How many training batches a criterion of gradients or activations watches before it scores; None is 8.
         arguments: Further arguments of the function, such as ``p`` of "lp"; a mapping may give them beside `name`.
 
     Raises:
         ConfigError: An unknown name, reduction or normalizer; a path that cannot be imported; an argument that the
-            function does not take.
+            criterion does not take.
 
     Example:
-        >>> Importance("lp", normalizer="none", arguments={"p": 3})
-        Importance(name='lp', reduction='mean', normalizer='none', input_related=False, arguments={'p': 3})
+        >>> Importance("lp", arguments={"p": 3}).arguments, Importance("taylor").window
+        ({'p': 3}, 8)
     """
 
     name: str | Callable[..., Tensor] = "l1"  # str first: jsonargparse writes a name back as it was read
     reduction: str = "mean"
     normalizer: str | None = None
     input_related: bool = False
+    batches: int | None = None
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -84,11 +111,32 @@ class Importance:
         arguments = self._arguments(self._function())
         if "p" in arguments and self._function() is lp:
             check_p(arguments["p"])
+        if self.batches is not None and (
+            isinstance(self.batches, bool) or not isinstance(self.batches, int) or self.batches < 1
+        ):
+            raise ConfigError(f"Got batches={self.batches!r} for importance {self.name!r}; expected at least 1.")
+
+    @property
+    def window(self) -> int:
+        """How many training batches are watched; 0 for a criterion of weights alone."""
+        return (self.batches or BATCHES) if self._function() in WATCHING else 0
+
+    def observer(self, units: Iterable[MutableChannelUnit]) -> MeansObserver | None:
+        """Return what watches training for the criterion; None where the weights are enough.
+
+        Args:
+            units: Whose channels; their layers dense.
+
+        Raises:
+            PlanError: A unit that the criterion cannot score.
+        """
+        function = self._function()
+        return WATCHING[function](self, units, function) if function in WATCHING else None
 
     def scores(
         self, units: Iterable[MutableChannelUnit], scope: str = "global", *, living: bool = False
     ) -> dict[str, Tensor]:
-        """Score the channels of every unit.
+        """Score the channels of every unit by their weights.
 
         Args:
             units: Read only.
@@ -101,16 +149,21 @@ class Importance:
 
         Raises:
             PlanError: Scores that are not a tensor `[C]` of finite numbers, with the unit's name; a unit that the
-                function cannot score.
+                function cannot score; a criterion that has to see training: its `observer` scores.
         """
         function = self._function()
+        if function in WATCHING:
+            raise PlanError(
+                f"Got importance {self.name!r} without batches to look at; it has to watch training. Use it with "
+                "PruningCallback, or let importance.observer(units) watch and score."
+            )
         arguments = self._arguments(function)
         if living and "living" in parameters_of(function):
             arguments["living"] = True
-        return {unit.name: self._finished(function(unit, **arguments), unit, scope, living) for unit in units}
+        return {unit.name: self.finished(function(unit, **arguments), unit, scope, living) for unit in units}
 
-    def _finished(self, scores: object, unit: MutableChannelUnit, scope: str, living: bool) -> Tensor:
-        """Check and normalise what a function gave for a unit."""
+    def finished(self, scores: object, unit: MutableChannelUnit, scope: str, living: bool) -> Tensor:
+        """Check and normalise the raw scores of a unit; see `scores`."""
         is_raw = scope == "local" or self._function() in _COMPARABLE
         normalizer = self.normalizer or ("none" if is_raw else "mean")
         over = unit.mutable.current_mask if living else None
@@ -124,15 +177,18 @@ class Importance:
 
     def _arguments(self, function: Callable[..., Tensor]) -> dict[str, Any]:
         """Return what the function is called with; what it does not take must have its default."""
-        taken = parameters_of(function)
-        asked: dict[str, Any] = {"reduction": self.reduction, "input_related": self.input_related}
+        watching = WATCHING.get(function)
+        taken = {*arguments_of(function), *(() if watching is None else watching.options)}
+        asked = {"reduction": self.reduction, "input_related": self.input_related}
         defaults = {"reduction": "mean", "input_related": False}
-        for name, value in (asked | dict(self.arguments)).items():
+        if watching is None and self.batches is not None:
+            asked["batches"] = self.batches
+        for name, value in (asked | self.arguments).items():
             if name not in taken and (name not in defaults or value != defaults[name]):
                 raise ConfigError(
                     f"Got {name}={value!r} for importance {self.name!r}, which takes no {name!r}; leave it out."
                 )
-        return {name: value for name, value in asked.items() if name in taken} | dict(self.arguments)
+        return {name: value for name, value in asked.items() if name in taken} | self.arguments
 
 
 def load(path: object) -> object:
@@ -155,6 +211,14 @@ def load(path: object) -> object:
             f"Got importance {path!r}, which cannot be imported: {error}. Expected 'package.module.function'. "
             f"{did_you_mean(path, IMPORTANCES)}"
         ) from error
+
+
+def arguments_of(function: Callable[..., Any]) -> list[str]:
+    """Return the names of a criterion's own arguments, without what it scores."""
+    if function in WATCHING:
+        parameters = inspect.signature(function).parameters.values()
+        return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return list(parameters_of(function))[1:]
 
 
 def parameters_of(function: Callable[..., Any]) -> Collection[str]:
