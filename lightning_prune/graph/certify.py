@@ -3,12 +3,17 @@
 Same ops on the same values in the same order, same scalars that are not sizes, fixed sizes unchanged, each labelled
 axis exactly as long as its living labels, outputs unchanged in shape; and ops that take indices must take the living
 part of what the dense program takes. Then the pruned model runs the dense program on the kept slices.
+
+A patient run does not stop where an op disagrees: it goes on with the result that the op should have had, so that one
+run finds all places that disagree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,9 +27,13 @@ from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_labelled
 from lightning_prune.graph.rules import RuleEntry
 from lightning_prune.graph.sandbox import named_tensors
+from lightning_prune.graph.shortcuts import make_fake_of
 from lightning_prune.graph.trace import DenseTrace, Event, Walk, name_tensor, scalars_of
 
-__all__ = ["Mismatch", "run_lockstep"]
+__all__ = ["Mismatch", "certifies", "find_mismatches", "run_lockstep"]
+
+_MOST = 300  # mismatches of one run; more of them teach nothing new
+Met = tuple[int | None, IntArray]  # the size an axis has (None: not known), and the labels it should be as long as
 
 
 class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with, not an error a user sees
@@ -34,13 +43,22 @@ class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with
         reason: What differs, and where.
         step: How many ops agreed.
         event: The dense op, None where the programs differ in length or the model itself failed.
+        axes: The axes whose size is not what it should be.
+
+    Attributes:
+        mode: Of which run it is: "eval" or "train".
+        modules: The modules whose methods were running, innermost first.
+        fatal: The run ended here.
     """
 
-    def __init__(self, reason: str, step: int, event: Event | None = None) -> None:
+    def __init__(self, reason: str, step: int, event: Event | None = None, axes: Sequence[Met] = ()) -> None:
         super().__init__(reason)
         self.step = step
         self.event = event
+        self.axes = tuple(axes)
+        self.mode = "eval"
         self.modules: list[nn.Module] = []
+        self.fatal = True
 
 
 class _KeptCall(Call):
@@ -71,52 +89,110 @@ class Lockstep(Walk):
         events: The dense log.
         alive: Per label, whether it lives.
         rules: Rules of the user.
+        mode: The mode of fake tensors, None when the run is on real ones.
+        patient: Collect mismatches and go on; on real tensors the first one always ends the run.
     """
 
     def __init__(
-        self, events: Sequence[Event], alive: BoolArray, rules: Mapping[str, RuleEntry], mode: FakeTensorMode | None
+        self,
+        events: Sequence[Event],
+        alive: BoolArray,
+        rules: Mapping[str, RuleEntry],
+        mode: FakeTensorMode | None,
+        patient: bool = False,
     ) -> None:
         super().__init__(rules, mode)
         self.events = events
         self.alive = alive
+        self.patient = patient and mode is not None
+        self.found: list[Mismatch] = []
         self._living: dict[int, int] = {}
+        self._rescued = -1
 
     def carry(self, source: Tensor, out: Tensor) -> None:
         """The identity is carried already."""
 
+    def rescue(self, name: str, args: Mapping[str, Any], inputs: tuple[Any, ...], error: Exception) -> Any:
+        """Take an op that failed for one with the right result, if it is the right op."""
+        if isinstance(error, Mismatch) or not self.patient:
+            raise error
+        event = self._event(name, inputs)
+        reason = f"`{event.name.removeprefix('aten::')}`: {type(error).__name__}: {error}"
+        result = self._disagree(Mismatch(reason, self.count, event, self._given_sizes(event, args)), None)
+        self._rescued = self.count
+        return result
+
     def visit(
         self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
-    ) -> None:
-        """Compare one op."""
+    ) -> Any:
+        """Compare one op; return its result, or the one it should have had."""
+        if self._rescued == self.count:
+            return out
+        event = self._event(name, inputs)
+        scalars = scalars_of(entry, args)
+        if scalars != event.scalars:
+            pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
+            what = f"`{name}` takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
+            return self._disagree(Mismatch(what, self.count, event, self._changed(event)), out)
+        mismatch = self._compare_sizes(event, args, out) or (
+            self._compare_indices(event, args, out) if entry.index else None
+        )
+        return out if mismatch is None else self._disagree(mismatch, out)
+
+    def _event(self, name: str, inputs: tuple[Any, ...]) -> Event:
+        """Return the dense op that this op must be."""
         if self.count >= len(self.events):
             raise Mismatch(f"an op `{name}` that the dense model does not run", self.count)
         event = self.events[self.count]
         if name != event.name or inputs != event.inputs:
             raise Mismatch(f"`{name}` runs where the dense model runs `{event.name}`", self.count, event)
-        scalars = scalars_of(entry, args)
-        if scalars != event.scalars:
-            pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
-            raise Mismatch(
-                f"`{name}` takes {pair and pair[0]} where the dense model takes {pair and pair[1]}", self.count, event
-            )
-        self._compare_sizes(event, args, out)
-        if entry.index:
-            self._compare_indices(event, args, out)
+        return event
 
-    def _compare_sizes(self, event: Event, args: Mapping[str, Any], out: Any) -> None:
+    def _disagree(self, mismatch: Mismatch, out: Any) -> Any:
+        """Note a mismatch and return the result that the op should have had; the end of a run that is not patient."""
+        event = mismatch.event
+        assert event is not None, "an op disagrees with another"
+        tensors = tensors_in(out)
+        whole = len(event.out_kinds) == 1 or event.container is not None
+        if not self.patient or not whole or len(self.found) >= _MOST:
+            raise mismatch
+        mismatch.modules = _modules_of(frame for frame, _ in traceback.walk_stack(None))
+        mismatch.fatal = False
+        self.found.append(mismatch)
+        results = []
+        for k, (axes, shape) in enumerate(zip(event.out_axes, event.out_shapes, strict=True)):
+            found = tuple(tensors[k].shape) if k < len(tensors) and tensors[k].dim() == len(shape) else shape
+            sizes = [self.expected(a, n) for a, n in zip(axes, shape, strict=True)]
+            right = [n if size is None else size for n, size in zip(found, sizes, strict=True)]
+            if k < len(tensors) and list(tensors[k].shape) == right:
+                results.append(tensors[k])
+            else:
+                assert self.mode is not None, "patient runs are on fake tensors"
+                results.append(make_fake_of(self.mode, *event.out_kinds[k], right))
+        return results[0] if event.container is None else event.container(results)
+
+    def _compare_sizes(self, event: Event, args: Mapping[str, Any], out: Any) -> Mismatch | None:
         outputs = tensors_in(out)
+        if len(outputs) != len(event.out_axes):
+            what = f"{len(outputs)} results instead of {len(event.out_axes)}"
+            return self._mismatch(event, what, self._given_sizes(event, args))
+        wrong, first = [], ""
         for tensor, axes, shape in zip(outputs, event.out_axes, event.out_shapes, strict=True):
             if tensor.dim() != len(axes):
-                raise self._mismatch(event, f"{tensor.dim()} axes instead of {len(axes)}")
+                return self._mismatch(event, f"{tensor.dim()} axes instead of {len(axes)}")
             for d, (size, axis, dense) in enumerate(zip(tensor.shape, axes, shape, strict=True)):
                 expected = self.expected(axis, dense)
                 if expected is not None and size != expected:
-                    raise self._mismatch(event, f"axis {d} of the result has {size} entries instead of {expected}")
+                    first = first or f"axis {d} of the result has {size} entries instead of {expected}"
+                    wrong += [(size, axis)] if is_labelled(axis) else []
+        if first:
+            return self._mismatch(event, first, wrong)
         if event.pins:
             inputs = tensors_in(args)
             for k, d in event.pins:
                 if inputs[k].shape[d] != event.in_shapes[k][d]:
-                    raise self._mismatch(event, f"a constant axis of {event.in_shapes[k][d]} entries changes")
+                    return self._mismatch(event, f"a constant axis of {event.in_shapes[k][d]} entries changes")
+        return None
 
     def expected(self, axis: Axis, dense: int) -> int | None:
         """Return the size an axis must have, None where it follows what it meets."""
@@ -127,24 +203,51 @@ class Lockstep(Walk):
             return living
         return dense if axis == FIXED else None
 
-    def _mismatch(self, event: Event, what: str) -> Mismatch:
-        return Mismatch(f"`{event.name.removeprefix('aten::')}`: {what}", self.count, event)
+    def _mismatch(self, event: Event, what: str, axes: Sequence[Met] = ()) -> Mismatch:
+        reason = f"`{event.name.removeprefix('aten::')}`: {what}"
+        return Mismatch(reason, self.count, event, axes or self._changed(event))
 
-    def _compare_indices(self, event: Event, args: Mapping[str, Any], out: Any) -> None:
+    def _changed(self, event: Event) -> list[Met]:
+        """Return the labelled axes of an op that lose channels, those of its results first."""
+        axes = [a for group in (*event.out_axes, *event.in_axes) for a in group if is_labelled(a)]
+        distinct = {id(a): a for a in axes if self.expected(a, len(a)) != len(a)}
+        return [(None, axis) for axis in distinct.values()]
+
+    def _given_sizes(self, event: Event, args: Mapping[str, Any]) -> list[Met]:
+        """Return the axes whose size an op was told wrongly, or else all of them that change."""
+        wrong: list[Met] = []
+        for name in event.entry.sizes:
+            given = args.get(name)
+            axes = event.out_axes[0]
+            if isinstance(given, int) and len(event.out_axes) > 1:
+                given = [given] * len(event.out_axes)
+            if not isinstance(given, (list, tuple)):
+                continue
+            if len(event.out_axes) > 1 and len(given) == len(event.out_axes):
+                axes = tuple(a[args["dim"]] for a in event.out_axes)
+            elif len(given) != len(axes):  # of one axis that is taken apart
+                axes = axes[args.get("dim", 0) % max(1, len(axes) - len(given) + 1) :]
+            for size, axis in zip(given, axes, strict=False):
+                if is_labelled(axis) and size not in (-1, self.expected(axis, len(axis))):
+                    wrong.append((size, axis))
+        return wrong or self._changed(event)
+
+    def _compare_indices(self, event: Event, args: Mapping[str, Any], out: Any) -> Mismatch | None:
         pairs = (
             (a, n)
             for axes, shape in zip(event.in_axes, event.in_shapes, strict=True)
             for a, n in zip(axes, shape, strict=True)
         )
         if all(self.expected(a, n) == n for a, n in pairs if is_labelled(a)):
-            return
+            return None
         kept = {id(t): [self._kept(a) for a in axes] for t, axes in zip(tensors_in(args), event.in_axes, strict=True)}
         call = _KeptCall(event.name, args, out, kept)
         event.entry.apply(call)
         for tensor, axes in zip(call.outputs, event.out_axes, strict=True):
             for axis, result in zip(axes, call.results[id(tensor)], strict=True):
                 if is_labelled(axis) and not self._same(self._kept(axis), result):
-                    raise self._mismatch(event, "it takes other channels")
+                    return self._mismatch(event, "it takes other channels")
+        return None
 
     def _kept(self, axis: Axis) -> Axis:
         return axis[self.alive[axis]] if is_labelled(axis) else axis
@@ -176,41 +279,70 @@ def run_lockstep(
     Raises:
         Mismatch: The pruned program differs, or the model fails on the pruned sizes.
     """
-    model = trace.sandbox.model
-    attributes = rewritten(trace, alive, followers)
     for mode in modes or trace.events:
-        trace.sandbox.fake = mode not in trace.real
-        with torch.inference_mode():
-            stand_ins = _pruned_tensors(trace, alive)
-            doubled = mode == "train" and trace.train_inputs is not None
-            args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))
-            for k, tensor in enumerate(tensors_in((args, kwargs))):
-                name_tensor(tensor, f"input {k}")
-        watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.fake_mode)
-        forward = partial(model, *args, **kwargs)
-        try:
-            output = trace.sandbox.run(stand_ins, forward, watch, train=mode == "train", attributes=attributes)
-        except Exception as error:
-            found = error if isinstance(error, Mismatch) else Mismatch(f"{type(error).__name__}: {error}", watch.count)
-            found.modules = _modules_on_stack(error)
-            raise found from error
+        for mismatch in _run(trace, alive, followers, mode, patient=False):
+            raise mismatch
+
+
+def certifies(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> bool:
+    """Return whether a structure certifies; see `run_lockstep`."""
+    try:
+        run_lockstep(trace, alive, followers)
+    except Mismatch:
+        return False
+    return True
+
+
+def find_mismatches(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> list[Mismatch]:
+    """Return all places where the pruned program differs, in the first traced mode that has any; none: certified.
+
+    Args:
+        trace: The dense trace.
+        alive: Per label, whether it lives.
+        followers: Integers to rewrite.
+    """
+    return next((found for mode in trace.events if (found := _run(trace, alive, followers, mode, patient=True))), [])
+
+
+def _run(
+    trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower], mode: str, *, patient: bool
+) -> list[Mismatch]:
+    model = trace.sandbox.model
+    trace.sandbox.fake = mode not in trace.real
+    with torch.inference_mode():
+        stand_ins = _pruned_tensors(trace, alive)
+        doubled = mode == "train" and trace.train_inputs is not None
+        args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))
+        for k, tensor in enumerate(tensors_in((args, kwargs))):
+            name_tensor(tensor, f"input {k}")
+    watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.fake_mode, patient)
+    forward, attributes = partial(model, *args, **kwargs), rewritten(trace, alive, followers)
+    try:
+        output = trace.sandbox.run(stand_ins, forward, watch, train=mode == "train", attributes=attributes)
         if watch.count != len(watch.events):
             raise Mismatch("the pruned program ends early", watch.count)
         shapes = [tuple(t.shape) for t in trace.sandbox.outputs(output)]
         if shapes != trace.out_shapes[mode]:
             raise Mismatch(f"outputs of shapes {shapes} instead of {trace.out_shapes[mode]}", watch.count)
+    except Exception as error:
+        last = error if isinstance(error, Mismatch) else Mismatch(f"{type(error).__name__}: {error}", watch.count)
+        if last is not error:
+            last.__cause__ = error
+        last.modules = _modules_of([frame for frame, _ in traceback.walk_tb(error.__traceback__)][::-1])
+        watch.found.append(last)
+    for mismatch in watch.found:
+        mismatch.mode = mode
+    return watch.found
 
 
-def _modules_on_stack(error: BaseException) -> list[nn.Module]:
-    """Return the modules whose methods were running when the error arose, innermost first."""
-    modules: list[nn.Module] = []
-    frame = error.__traceback__
-    while frame is not None:
-        owner = frame.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and not any(owner is m for m in modules):
-            modules.insert(0, owner)
-        frame = frame.tb_next
-    return modules
+def _modules_of(frames: Iterable[FrameType]) -> list[nn.Module]:
+    """Return the modules whose methods are running in these frames, each once, in their order."""
+    modules: dict[int, nn.Module] = {}
+    for frame in frames:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            modules.setdefault(id(owner), owner)
+    return list(modules.values())
 
 
 def _pruned_tensors(trace: DenseTrace, alive: BoolArray) -> dict[int, Tensor]:

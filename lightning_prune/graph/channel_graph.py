@@ -12,7 +12,7 @@ from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.cost import CostModel
 from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
 
-__all__ = ["ChannelGraph", "Follower", "FrozenAxis", "Place", "Spans", "UnitSpec"]
+__all__ = ["ChannelGraph", "Follower", "FrozenAxis", "Place", "Spans", "UnitSpec", "unit_sets"]
 
 # runs of an axis: (unit, start, end, channel of the unit at each position)
 Spans = tuple[tuple["UnitSpec", int, int, IntArray], ...]
@@ -191,3 +191,28 @@ def runs_along(
         for u, p, f in zip(np.split(units, cuts), np.split(positions, cuts), np.split(factors, cuts), strict=True)
         if len(u)
     ]
+
+
+def unit_sets(closure: Closure, owner: IntArray, labels: IntArray) -> list[tuple[tuple[int, ...], int]]:
+    """Return `(units, positions)`: how many positions of an axis live by each set of units; frozen ones are left out.
+
+    Args:
+        closure: The classes.
+        owner: Per class, the number of its unit, -1 for none.
+        labels: The axis.
+    """
+    positions, factors = closure.living_by(labels)
+    units = owner[factors]
+    positions, units = positions[units >= 0], units[units >= 0]
+    if len(units) and (units == units[0]).all() and (np.diff(positions) > 0).all():  # the usual case, at once
+        return [((int(units[0]),), len(positions))]
+    order = np.lexsort((units, positions))
+    positions, units = positions[order], units[order]
+    starts = np.flatnonzero(np.diff(positions, prepend=-1))
+    widths = np.diff(starts, append=len(positions))
+    found: list[tuple[tuple[int, ...], int]] = []
+    for width in np.unique(widths).tolist():  # positions that live by one unit, by two, ...
+        sets = units[starts[widths == width][:, None] + np.arange(width)]
+        members, counts = np.unique(sets, axis=0, return_counts=True)
+        found += zip(map(tuple, members.tolist()), counts.tolist(), strict=True)
+    return found

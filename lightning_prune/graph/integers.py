@@ -9,49 +9,95 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from lightning_prune.graph.certify import Mismatch, run_lockstep
+from lightning_prune.graph.axes import AxisTable, View
+from lightning_prune.graph.certify import Mismatch, certifies, find_mismatches
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray, Closure
-from lightning_prune.graph.labels import Axis, IntArray, is_labelled
+from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Integers", "known_followers"]
 
-_RULES_PER_ATTEMPT = 12  # a model whose ints need more rewrites than this for one unit is frozen instead
-Shape = tuple[tuple[str, ...], ...]  # what an axis is made of: axis names of the units of each of its terms
+_ROUNDS = 24  # a model whose integers need more tries than this for one structure is frozen instead
+_NEAR = 3  # so many modules up the stack are searched for integers that an expression may have been made of
+
+
+_NAMES = {  # of torch's plain layers: int -> axis of the weight
+    "out_features": 0,
+    "in_features": 1,
+    "num_features": 0,
+    "embedding_dim": 1,
+    "num_parameters": 0,
+}
+_PLAIN = (nn.Linear, _NormBase, nn.Embedding, nn.EmbeddingBag, nn.PReLU)
 
 
 def known_followers(trace: DenseTrace) -> list[Follower]:
-    """Return the integers of torch's own layers that their forward uses."""
+    """Return the integers of torch's own layers: those their forward uses, and those only a stranger reads."""
     found = []
-    first = {id(t): n for n, t in (*trace.sandbox.model.named_parameters(), *trace.sandbox.model.named_buffers())}
-    for name, module in trace.sandbox.model.named_modules():
-        weight = dict(module._parameters).get("weight")  # scripted modules have no plain dict
-        axes = trace.axes.get(first.get(id(weight), ""), ()) if weight is not None else ()
-        for attribute, element, axis in _table(trace, module, axes):
-            if is_labelled(axis) and attribute in module.__dict__:
+    model = trace.sandbox.model
+    first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+    for name, module in model.named_modules():
+        owner = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
+        weight = dict(owner._parameters).get("weight")  # scripted modules have no plain dict
+        axes = trace.axes.get(first.get(id(weight), ""), ())
+        for attribute, element, axis in _table(trace.space, module, axes) if axes else ():
+            value = module.__dict__.get(attribute)
+            if is_labelled(axis) and (value if element is None else value[element]) == len(axis):
                 found.append(Follower(name, attribute, element, axis))
     return found
 
 
-def _table(trace: DenseTrace, module: nn.Module, axes: Sequence[Axis]) -> Iterator[tuple[str, int | None, Axis]]:
-    if not axes:
-        return
-    if isinstance(module, _ConvNd) and module.groups > 1:
-        yield "groups", None, trace.space.split(axes[0], (module.groups, module.weight.shape[0] // module.groups))[0]
+def _table(space: LabelSpace, module: nn.Module, axes: Sequence[Axis]) -> Iterator[tuple[str, int | None, Axis]]:
+    """Yield `(attribute, element, axis)`; of multi-head attention the axes are those of its output projection."""
+    if isinstance(module, nn.MultiheadAttention):
+        heads, head_dim = space.split(axes[1], (module.num_heads, module.head_dim))
+        yield from (("num_heads", None, heads), ("head_dim", None, head_dim))
+    elif isinstance(module, _ConvNd):
+        yield from _of_convolution(space, module, axes)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        for k, axis in enumerate(axes):
-            yield "normalized_shape", k, axis
-    elif isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
-        yield "num_groups", None, axes[0]
-    elif isinstance(module, _InstanceNorm):
-        yield "num_features", None, axes[0]
+        yield from (("normalized_shape", k, axis) for k, axis in enumerate(axes))
+    elif isinstance(module, nn.GroupNorm):
+        yield "num_channels", None, axes[0]
+        if module.num_groups == module.num_channels:
+            yield "num_groups", None, axes[0]
+    elif isinstance(module, _PLAIN):
+        yield from ((attribute, None, axes[d]) for attribute, d in _NAMES.items() if attribute in module.__dict__)
+
+
+def _of_convolution(space: LabelSpace, module: _ConvNd, axes: Sequence[Axis]) -> Iterator[tuple[str, int | None, Axis]]:
+    whole, part = ("in_channels", "out_channels") if module.transposed else ("out_channels", "in_channels")
+    yield whole, None, axes[0]
+    if module.groups == 1:
+        yield part, None, axes[1]
+        return
+    groups = space.split(axes[0], (module.groups, module.weight.shape[0] // module.groups))[0]
+    yield "groups", None, groups
+    inner = [axis for axis in (groups, axes[1]) if is_labelled(axis)]
+    if inner:
+        yield part, None, space.merge(inner)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An integer of every module of a class, and the axis that it follows.
+
+    Args:
+        owner: The class.
+        attribute: Name of the int, tuple or list.
+        element: Index into the tuple or list, None for an int.
+        view: The axis, as seen from the module.
+    """
+
+    owner: type[nn.Module]
+    attribute: str
+    element: int | None
+    view: View
 
 
 @dataclass
@@ -62,31 +108,50 @@ class Integers:
         trace: The dense trace.
         known: Followers from the table.
         registered: Followers that the user named.
-        learned: `(module class, attribute, element) -> the axes` that it may follow, as seen from the module.
+        learned: Rules that let a structure certify, in the order in which they were found.
     """
 
     trace: DenseTrace
-    known: list[Follower] = field(default_factory=list)
+    known: list[Follower]
     registered: list[Follower] = field(default_factory=list)
-    learned: dict[tuple[type[nn.Module], str, int | None], list[View]] = field(default_factory=dict)
+    learned: list[Rule] = field(default_factory=list)
+    _modules: dict[str, nn.Module] = field(default_factory=dict)
+    _owners: dict[type[nn.Module], list[tuple[str, nn.Module]]] = field(default_factory=dict)
+    _table: AxisTable | None = None
 
-    def followers(self, closure: Closure, units: Partition) -> list[Follower]:
-        """Return every integer that follows: the table, and what was learned applied to all modules of the class."""
-        found = [*self.registered, *self.known]
-        taken = {(f.module, f.attribute, f.element) for f in found}
-        axes = _Axes(self.trace, closure, units)
-        for name, module in self.trace.sandbox.model.named_modules():
-            for attribute, element, value in integers_of(module):
-                if (name, attribute, element) in taken:
-                    continue
-                views = self.learned.get((type(module), attribute, element), ())
-                matches = (axes.find(name, value, view) for view in views)
-                labels = next((m for m in matches if m is not None), None)
+    def __post_init__(self) -> None:
+        self._modules = dict(self.trace.sandbox.model.named_modules())
+        self._names = {id(module): name for name, module in self._modules.items()}
+        for name, module in self._modules.items():
+            self._owners.setdefault(type(module), []).append((name, module))
+
+    def axes(self, closure: Closure, units: Partition) -> AxisTable:
+        """Return the axes of these units."""
+        if self._table is None or self._table.units is not units:
+            self._table = AxisTable(self.trace, closure, units)
+        return self._table
+
+    def followers(self, closure: Closure, units: Partition, rules: Sequence[Rule] | None = None) -> list[Follower]:
+        """Return every integer that follows: the table, and the rules (by default those learned) in all modules."""
+        found = {(f.module, f.attribute, f.element): f for f in (*self.known, *self.registered)}
+        axes = self.axes(closure, units)
+        for rule in self.learned if rules is None else rules:
+            for name, module in self._owners[rule.owner]:
+                key = (name, rule.attribute, rule.element)
+                value = None if key in found else integer_of(module, rule.attribute, rule.element)
+                labels = None if value is None else axes.find(name, value, rule.view)
                 if labels is not None:
-                    found.append(Follower(name, attribute, element, labels))
-        return found
+                    found[key] = Follower(*key, labels)
+        return list(found.values())
 
-    def learn(self, closure: Closure, units: Partition, alive: BoolArray) -> Mismatch | None:
+    def followers_of(self, module: nn.Module) -> list[Follower]:
+        """Return the integers of one module that follow an axis of the units looked at last."""
+        if self._table is None:
+            return []
+        name = self._names.get(id(module))
+        return [f for f in self.followers(self._table.closure, self._table.units) if f.module == name]
+
+    def learn(self, closure: Closure, units: Partition, alive: BoolArray) -> list[Mismatch]:
         """Rewrite integers until the structure certifies; remember those that were needed.
 
         Args:
@@ -95,62 +160,88 @@ class Integers:
             alive: Per label, whether it lives in the structure to certify.
 
         Returns:
-            None on success, else the mismatch that no integer mends.
+            The mismatches that no integer mends; none when the structure certifies.
         """
-        followers = self.followers(closure, units)
-        failure = self._attempt(alive, followers, ["eval"]) or self._attempt(alive, followers)
-        axes = _Axes(self.trace, closure, units)
-        extra: list[Follower] = []
-        while failure is not None and len(extra) < _RULES_PER_ATTEMPT:
-            step = self._advance(axes, alive, followers, extra, failure)
-            if step is None:
-                return failure
-            follower, failure = step
-            extra.append(follower)
-        if failure is not None:
-            return failure
-        for follower in list(extra):  # keep only what is needed
-            fewer = [f for f in extra if f is not follower]
-            if self._attempt(alive, followers + fewer) is None:
-                extra = fewer
-        modules = dict(self.trace.sandbox.model.named_modules())
-        for follower in extra:
-            key = (type(modules[follower.module]), follower.attribute, follower.element)
-            views = self.learned.setdefault(key, [])
-            view = axes.view(follower.module, follower.labels)
-            if view not in views:
-                views.append(view)
-        return None
 
-    def _advance(
-        self, axes: _Axes, alive: BoolArray, followers: list[Follower], extra: list[Follower], failure: Mismatch
-    ) -> tuple[Follower, Mismatch | None] | None:
-        """Return the first rewrite that gets further, and the failure it runs into, if any."""
-        names = {id(m): n for n, m in self.trace.sandbox.model.named_modules()}
-        tried = {(f.module, f.attribute, f.element) for f in (*followers, *extra)}
-        for module in failure.modules:
-            name = names.get(id(module))
-            if name is None:
-                continue
+        def failures(rules: Sequence[Rule]) -> list[Mismatch]:
+            return find_mismatches(self.trace, alive, self.followers(closure, units, rules))
+
+        axes, tried, before = self.axes(closure, units), set[tuple[Rule, str]](), list(self.learned)
+        left = failures(self.learned)
+        for _ in range(_ROUNDS):
+            proposals = self._propose(axes, alive, left, self.followers(closure, units), tried) if left else {}
+            if not proposals:
+                break
+            after = failures([*self.learned, *proposals])
+            good = [rule for rule, (mismatch, labels) in proposals.items() if _is_mended(mismatch, labels, after)]
+            self.learned += good
+            left = after if len(good) == len(proposals) else failures(self.learned) if good else left
+        fresh = self.learned[len(before) :]
+        for rule in fresh if not left and len(fresh) > 1 else ():  # keep only what is needed
+            fewer = [r for r in self.learned if r is not rule]
+            if certifies(self.trace, alive, self.followers(closure, units, fewer)):
+                self.learned = fewer
+        return left
+
+    def _propose(
+        self,
+        axes: AxisTable,
+        alive: BoolArray,
+        mismatches: Sequence[Mismatch],
+        followers: Sequence[Follower],
+        tried: set[tuple[Rule, str]],
+    ) -> dict[Rule, tuple[Mismatch, IntArray | None]]:
+        """Return untried rules, one for each axis of each mismatch, with what they are to mend."""
+        taken = {(f.module, f.attribute, f.element) for f in followers}
+        proposals: dict[Rule, tuple[Mismatch, IntArray | None]] = {}
+        for mismatch in mismatches:
+            place = mismatch.event.name if mismatch.event else ""
+            stale = [labels for met, labels in mismatch.axes if met == len(labels)]
+            unknown = [None] if all(met is None for met, _ in mismatch.axes) else []
+            for wanted in (*stale, *unknown):
+                for name, attribute, element, labels in self._candidates(axes, alive, mismatch, wanted):
+                    view = axes.view(name, labels)
+                    rule = Rule(type(self._modules[name]), attribute, element, view)
+                    if rule in proposals:
+                        break
+                    is_new = (name, attribute, element) not in taken and (rule, place) not in tried
+                    if is_new and axes.find(name, len(labels), view) is not None:  # the only one of its kind from here
+                        tried.add((rule, place))
+                        proposals[rule] = (mismatch, labels if labels is wanted else None)
+                        break
+        return proposals
+
+    def _candidates(
+        self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch, wanted: IntArray | None
+    ) -> Iterator[tuple[str, str, int | None, IntArray]]:
+        """Yield `(module, attribute, element, axis)` of integers on the stack that are as large as an axis was.
+
+        Those as large as the wanted axis come first, as its length; then all others, as that of any axis that changes.
+        """
+        names = [(self._names[id(m)], m) for m in mismatch.modules if id(m) in self._names]
+        if wanted is not None:
+            for name, module in names:
+                yield from ((name, a, e, wanted) for a, e, value in integers_of(module) if value == len(wanted))
+        for name, module in names[:_NEAR]:
             for attribute, element, value in integers_of(module):
-                if (name, attribute, element) in tried:
-                    continue
-                for labels in axes.changed(name, value, alive):
-                    follower = Follower(name, attribute, element, labels)
-                    rewrites = [*followers, *extra, follower]
-                    result = self._attempt(alive, rewrites, ["eval"]) or self._attempt(alive, rewrites)
-                    if result is None or result.step > failure.step:
-                        return follower, result
-        return None
+                yield from ((name, attribute, element, labels) for labels in axes.changed(name, value, alive))
 
-    def _attempt(
-        self, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None = None
-    ) -> Mismatch | None:
-        try:
-            run_lockstep(self.trace, alive, followers, modes)
-        except Mismatch as mismatch:
-            return mismatch
-        return None
+
+def _is_mended(mismatch: Mismatch, labels: IntArray | None, after: Sequence[Mismatch]) -> bool:
+    """Return whether an op that was wrong is right now, at least along the axis in question."""
+    for later in after:
+        if later.mode != mismatch.mode or later.step > mismatch.step:
+            continue
+        if later.step == mismatch.step and (labels is None or any(axis is labels for _, axis in later.axes)):
+            return False
+        if later.fatal:
+            return False
+    return True
+
+
+def integer_of(module: nn.Module, attribute: str, element: int | None) -> int | None:
+    """Return an int above 1 that a module keeps, alone or in a tuple or list; None where it keeps none there."""
+    return next((v for a, e, v in integers_of(module) if (a, e) == (attribute, element)), None)
 
 
 def integers_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
@@ -162,88 +253,3 @@ def integers_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             yield attribute, None, value
         elif isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
             yield from ((attribute, k, v) for k, v in enumerate(value) if v > 1)
-
-
-@dataclass(frozen=True)
-class View:
-    """An axis as seen from a module, so that it can be found again in another module of the class.
-
-    Args:
-        tensor: Name of the parameter relative to the module; None for one outside it.
-        ordinal: Which of the axes and grid factors of that parameter.
-        shape: What the axis is made of.
-    """
-
-    tensor: str | None
-    ordinal: int
-    shape: Shape
-
-
-class _Axes:
-    """The axes that an integer may be the length of: those of parameters, and the factors of grids."""
-
-    def __init__(self, trace: DenseTrace, closure: Closure, units: Partition) -> None:
-        self.closure, self.units = closure, units
-        factors: dict[bytes, list[IntArray]] = {}
-        for product in closure.products:
-            factors.setdefault(closure.classes[product.flat].tobytes(), []).extend(product.axes)
-        self._entries: list[tuple[str, int, IntArray]] = []
-        for tensor, axes in trace.axes.items():
-            found: list[IntArray] = []
-            for axis in axes:
-                if is_labelled(axis):
-                    found += [axis, *factors.get(closure.classes[axis].tobytes(), ())]
-            self._entries += [(tensor, k, axis) for k, axis in enumerate(found)]
-        self._shapes: dict[int, Shape] = {}
-
-    def shape(self, labels: IntArray) -> Shape:
-        """Return what an axis is made of, in words that hold for every module of a kind."""
-        known = self._shapes.get(id(labels))
-        if known is None:
-            known = self._shapes[id(labels)] = tuple(
-                sorted({tuple(sorted(self.units.units[u].axis for u in members)) for members in self._members(labels)})
-            )
-        return known
-
-    def _members(self, labels: IntArray) -> set[tuple[int, ...]]:
-        """Return the sets of units that positions of an axis live by."""
-        positions, classes = self.closure.living_by(labels)
-        owners = self.units.owner[classes]
-        by_position: dict[int, list[int]] = {}
-        for position, owner in zip(positions[owners >= 0].tolist(), owners[owners >= 0].tolist(), strict=True):
-            by_position.setdefault(position, []).append(owner)
-        return {tuple(sorted(owners)) for owners in by_position.values()}
-
-    def view(self, module: str, labels: IntArray) -> View:
-        """Describe an axis as seen from a module."""
-        prefix = f"{module}." if module else ""
-        for tensor, ordinal, axis in self._entries:
-            if axis is labels and tensor.startswith(prefix):
-                return View(tensor[len(prefix) :], ordinal, self.shape(labels))
-        return View(None, 0, self.shape(labels))
-
-    def find(self, module: str, size: int, view: View) -> IntArray | None:
-        """Return the axis of a module that a view describes; None where none does, or several that differ."""
-        prefix = f"{module}." if module else ""
-        fits = [
-            (t, k, a)
-            for t, k, a in self._entries
-            if len(a) == size and t.startswith(prefix) and self.shape(a) == view.shape
-        ]
-        exact = [a for t, k, a in fits if t[len(prefix) :] == view.tensor and k == view.ordinal]
-        if exact:
-            return exact[0]
-        distinct = {frozenset(self._members(a)) for _, _, a in fits}
-        return fits[0][2] if len(distinct) == 1 else None
-
-    def changed(self, module: str, size: int, alive: BoolArray) -> list[IntArray]:
-        """Return axes of a size whose length changes, one for each new length, those inside the module first."""
-        prefix = f"{module}." if module else ""
-        sized = [(t, a) for t, _, a in self._entries if len(a) == size]
-        near = [a for t, a in sized if t.startswith(prefix)] + [a for t, a in sized if not t.startswith(prefix)]
-        by_length: dict[int, IntArray] = {}
-        for axis in near:
-            living = int(np.count_nonzero(alive[axis]))
-            if living != size:
-                by_length.setdefault(living, axis)
-        return list(by_length.values())

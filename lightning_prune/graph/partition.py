@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from lightning_prune.graph.channel_graph import FrozenAxis, Place, UnitSpec, runs_along
+from lightning_prune.graph.channel_graph import FrozenAxis, Place, UnitSpec, runs_along, unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.cost import CostModel, Expression, Polynomial
 from lightning_prune.graph.labels import Axis, IntArray, is_labelled
@@ -331,17 +331,10 @@ def price(
 
 def _expression(closure: Closure, found: Partition, full: IntArray, axis: IntArray) -> Expression:
     """Return the living length of an axis as a constant plus products of kept counts."""
-    positions, classes = closure.living_by(axis)
-    units = found.owner[classes]
-    positions, units = positions[units >= 0], units[units >= 0]
-    order = np.lexsort((units, positions))
-    positions, units = positions[order], units[order]
-    starts = np.flatnonzero(np.diff(positions, prepend=-1))
-    widths = np.diff(starts, append=len(positions))
     terms: list[tuple[int, int, tuple[int, ...]]] = []
-    for width in np.unique(widths).tolist():  # positions that live by one unit, by two, ...
-        sets = units[starts[widths == width][:, None] + np.arange(width)]
-        for members, count in zip(*np.unique(sets, axis=0, return_counts=True), strict=True):
-            share = Fraction(int(count), int(np.prod(full[members])))  # a part of a unit only where nothing is priced
-            terms.append((share.numerator, share.denominator, tuple(members.tolist())))
-    return len(axis) - len(starts), tuple(sorted(terms))
+    constant = len(axis)
+    for members, count in unit_sets(closure, found.owner, axis):
+        share = Fraction(count, int(np.prod(full[list(members)])))  # a part of a unit only where nothing is priced
+        terms.append((share.numerator, share.denominator, members))
+        constant -= count
+    return constant, tuple(sorted(terms))

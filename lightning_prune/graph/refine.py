@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -13,18 +12,19 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.graph.attributes import registered_followers
-from lightning_prune.graph.certify import Mismatch, run_lockstep
+from lightning_prune.graph.certify import Mismatch
 from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Integers, known_followers
 from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.mends import mend
 from lightning_prune.graph.partition import Layers, Partition, find_vital, partition
+from lightning_prune.graph.sampler import Sampler
 from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Refinement", "refine"]
 
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, _NormBase, nn.LayerNorm, nn.GroupNorm)
-_CUTS = frozenset(f"aten::{n}" for n in ("split", "split_with_sizes", "unsafe_split", "tensor_split"))
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Refinement:
         frozen: `(labels, reason index)`.
         pairs: Bindings, those of the trace and those that counterexamples taught.
         refused: Reasons of the freezes that counterexamples taught.
+        mended: `(kind of mend, mode, step)` of the ops where axes were bound or kept.
     """
 
     trace: DenseTrace
@@ -49,12 +50,22 @@ class Refinement:
     frozen: list[tuple[IntArray, int]] = field(default_factory=list)
     pairs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    mended: set[tuple[str, int]] = field(default_factory=set)
+    mended: set[tuple[str, str, int]] = field(default_factory=set)
 
     def freeze(self, labels: IntArray, reason: str) -> None:
         """Add a freeze."""
         self.frozen.append((labels, len(self.reasons)))
         self.reasons.append(reason)
+
+    def place(self, mismatch: Mismatch) -> str:
+        """Name the innermost module of a mismatch; its class where it has no name, nothing for the root."""
+        names = {id(m): n for n, m in self.trace.sandbox.model.named_modules()}
+        module = mismatch.modules[0] if mismatch.modules else self.trace.sandbox.model
+        return names.get(id(module)) or type(module).__name__
+
+    def followed(self, mismatch: Mismatch) -> list[IntArray]:
+        """Return the axes that integers of the modules on the stack follow, innermost first."""
+        return [f.labels for module in mismatch.modules for f in self.integers.followers_of(module)]
 
     def close(self) -> tuple[Closure, Partition]:
         """Work out classes and units from all constraints."""
@@ -111,11 +122,10 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
     first = Sampler(known.trace, closure, units.units)
     yield first
     if _takes_parts(known.trace):
-        yield Sampler(known.trace, closure, units.units, "opposite")
-    if first.has_twins and (
-        known.integers.learned or known.integers.registered
-    ):  # one integer may follow two units that only happen to agree
-        yield Sampler(known.trace, closure, units.units, "alternate")
+        yield Sampler(known.trace, closure, units.units, opposite=True)
+    # one integer may follow units that only agree here
+    for bit in range(first.bits if known.integers.learned or known.integers.registered else 0):
+        yield Sampler(known.trace, closure, units.units, whole=bit)
 
 
 def _takes_parts(trace: DenseTrace) -> bool:
@@ -182,114 +192,105 @@ def _freeze_ignored(known: Refinement, ignored: Callable[[str], str | None]) -> 
 
 
 def _find_counterexamples(known: Refinement, closure: Closure, units: Partition, sampler: Sampler) -> bool:
-    """Certify all units together, by halves on failure; mend every kind that fails and say whether one did."""
-    kinds: dict[str, list[UnitSpec]] = {}
-    for unit in units.units:
-        kinds.setdefault(unit.kind, []).append(unit)
-    accepted: list[UnitSpec] = []
-    mended = False
-    before = frozenset(known.mended)
-
-    def grow(candidates: Sequence[list[UnitSpec]]) -> None:
-        """Accept the kinds that certify beside what is accepted; mend those that do not."""
-        nonlocal mended
-        members = [u for kind in candidates for u in kind]
-        alive = sampler.alive([*accepted, *members])
-        try:
-            run_lockstep(known.trace, alive, known.integers.followers(closure, units))
-        except Mismatch:
-            if len(candidates) > 1:
-                half = len(candidates) // 2
-                grow(candidates[:half])
-                grow(candidates[half:])
-                return
-            alone = members[:1] if len(members) > 1 else [*accepted, *members]
-            failure = known.integers.learn(closure, units, sampler.alive(alone))
-            if failure is not None:
-                mended = True
-                if not _bind_partner(known, closure, units, sampler, members):
-                    _mend(known, closure, members, failure, before)
-                return
-            if len(members) > 1:
-                grow([members[:1]])
-                grow([members[1:]])
-                return
-        accepted.extend(members)
-
-    learned = sum(map(len, known.integers.learned.values()))
-    if kinds:
-        grow(list(kinds.values()))
+    """Certify all units together; mend what fails and say whether anything was learned."""
+    search, before = _Search(known, closure, units, sampler), list(known.integers.learned)
+    if units.units:
+        search.grow(units.units)
     # what was learned on the way changes what was accepted before it: certify all of it again
-    return mended or learned != sum(map(len, known.integers.learned.values()))
+    return search.mended or before != known.integers.learned
 
 
-class Sampler:
-    """Choose kept channels that tell sizes apart: counts that equal no old size and differ between units.
-
-    Args:
-        trace: The dense trace.
-        closure: The classes.
-        units: All units.
-        choice: "opposite" keeps what else would be removed: between the two every channel goes once. "alternate"
-            leaves every second unit of a size whole.
+class _Search:
+    """One pass over the units of a partition.
 
     Attributes:
-        has_twins: Two units of one size keep equally many.
+        accepted: Units that certify together.
+        mended: Something was bound or frozen.
     """
 
-    def __init__(self, trace: DenseTrace, closure: Closure, units: Sequence[UnitSpec], choice: str = "") -> None:
-        self.closure = closure
-        rng = random.Random(0)
-        sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
-        last: dict[int, int] = {}  # count -> the last unit that kept so many
-        alike: dict[tuple[int, str], list[int]] = {}
-        self._dead: dict[str, IntArray] = {}
-        for number, unit in enumerate(units):
-            total = unit.num_channels
-            counts = list(range(max(2, total // 3), max(total - 1, 3))) if total > 2 else [1]
-            rng.shuffle(counts)
-            count = min(counts, key=lambda c: (last.get(c, -1), c in sizes))
-            last[count] = number
-            others = alike.setdefault((total, unit.axis), [])
-            others.append(count)
-            dead = sorted(rng.sample(range(total), total - count))
-            if choice == "opposite":
-                dead = sorted(set(range(total)) - set(dead))
-            elif choice == "alternate" and len(others) % 2 == 0:
-                dead = []
-            self._dead[unit.name] = unit.classes[dead]
-        self.has_twins = any(len(set(others)) < len(others) for others in alike.values())
+    def __init__(self, known: Refinement, closure: Closure, units: Partition, sampler: Sampler) -> None:
+        self.known, self.closure, self.units, self.sampler = known, closure, units, sampler
+        self.accepted: list[UnitSpec] = []
+        self.mended = False
 
-    def alive(self, units: Sequence[UnitSpec], together: UnitSpec | None = None) -> BoolArray:
-        """Return per label whether it lives when these units are cut; `together` loses what the first one loses."""
-        dead = np.zeros(self.closure.count, np.bool_)
-        for unit in units:
-            dead[self._dead[unit.name]] = True
-        if together is not None:
-            dead[together.classes[dead[units[0].classes]]] = True
-        return self.closure.alive(dead)
+    def grow(self, members: Sequence[UnitSpec]) -> bool:
+        """Accept the units that certify beside what is accepted; freeze those that do not.
 
+        Returns:
+            Whether axes were bound: then the units are no longer what they were, and the pass is over.
+        """
+        failures = self._fail(members)
+        if not failures:
+            self.accepted += members
+            return False
+        if self._bind(members, failures):
+            return True
+        if len(members) == 1:
+            return self._give_up(members, failures)
+        guilty = self._guilty(members, failures)
+        kinds = list(dict.fromkeys(unit.kind for unit in members))
+        if 0 < len(guilty) < len(members):
+            parts = [[u for u in members if u not in guilty], guilty]
+        elif len(kinds) > 1:
+            half = set(kinds[: len(kinds) // 2])
+            parts = [[u for u in members if u.kind in half], [u for u in members if u.kind not in half]]
+        else:
+            failures = self._fail(members[:1])
+            if failures:  # one speaks for all of its kind
+                return self._bind(members[:1], failures) or self._give_up(members, failures)
+            parts = [list(members[: len(members) // 2]), list(members[len(members) // 2 :])]
+        return any(self.grow(part) for part in parts)
 
-def _mend(
-    known: Refinement,
-    closure: Closure,
-    members: Sequence[UnitSpec],
-    failure: Mismatch,
-    before: frozenset[tuple[str, int]],
-) -> None:
-    """Add the first constraint that may help: bind the parts of a cut, keep a literal slice, or freeze."""
-    event = failure.event
-    if event is not None and (event.name, failure.step) not in before:
-        if event.name in _CUTS and _bind_parts(known, closure, failure):
-            known.mended.add((event.name, failure.step))
-            return
-        if event.name == "aten::slice" and _keep_slice(known, closure, failure):
-            known.mended.add((event.name, failure.step))
-            return
-    reason = f"{failure}" + (f" in {_innermost(known, failure)}" if failure.modules else "")
-    known.refused.append(reason)
-    for unit in members:
-        known.freeze(_labels(closure, unit), reason)
+    def _fail(self, members: Sequence[UnitSpec]) -> list[Mismatch]:
+        """Return what no integer mends when these units are cut beside the accepted ones."""
+        return self.known.integers.learn(self.closure, self.units, self._alive(members))
+
+    def _alive(self, members: Sequence[UnitSpec]) -> BoolArray:
+        return self.sampler.alive([*self.accepted, *members])
+
+    def _bind(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
+        axes = self.known.integers.axes(self.closure, self.units)
+        bound = mend(self.known, axes, self._alive(members), failures)
+        self.mended |= bound
+        return bound
+
+    def _guilty(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> list[UnitSpec]:
+        """Return the units on the axes that are wrong."""
+        numbers: set[int] = set()
+        for failure in failures:
+            for _, labels in failure.axes:
+                numbers |= set(self.units.owner[self.closure.living_by(labels)[1]].tolist())
+        named = {self.units.units[n].name for n in numbers if n >= 0}
+        return [unit for unit in members if unit.name in named]
+
+    def _give_up(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
+        """Bind each unit to one of its size nearby if that certifies, else freeze it, for the first reason.
+
+        Returns:
+            Whether they were bound.
+        """
+        self.mended = True
+        unexplained = all(met is None for failure in failures for met, _ in failure.axes)
+        for partner in self._partners(members[0]) if unexplained else ():
+            alive = self.sampler.alive([*self.accepted, members[0]], together=partner)
+            if not self.known.integers.learn(self.closure, self.units, alive):
+                for unit in members:
+                    others = [u for u in self._partners(unit) if u.kind == partner.kind]
+                    self.known.pairs += [(_labels(self.closure, unit), _labels(self.closure, u)) for u in others]
+                return True
+        reason = f"{failures[0]}" + (f" in {self.known.place(failures[0])}" if failures[0].modules else "")
+        self.known.refused.append(reason)
+        for unit in members:
+            self.known.freeze(_labels(self.closure, unit), reason)
+        return False
+
+    def _partners(self, unit: UnitSpec) -> list[UnitSpec]:
+        """Return other units of the size and axis of one, in its module or around it: they may share an integer."""
+        home = _home(unit)
+        alike = [
+            u for u in self.units.units if u is not unit and (u.num_channels, u.axis) == (unit.num_channels, unit.axis)
+        ]
+        return [u for u in alike if _home(u)[: len(home)] == home or home[: len(_home(u))] == _home(u)]
 
 
 def _labels(closure: Closure, unit: UnitSpec) -> IntArray:
@@ -300,65 +301,7 @@ def _labels(closure: Closure, unit: UnitSpec) -> IntArray:
     return labels
 
 
-def _bind_partner(
-    known: Refinement, closure: Closure, units: Partition, sampler: Sampler, members: Sequence[UnitSpec]
-) -> bool:
-    """Two units under one module may share an integer (one head_dim for q, k and v): bind them if that certifies."""
-
-    def partners(unit: UnitSpec) -> list[UnitSpec]:
-        home = _home(unit)
-        return [
-            u
-            for u in units.units
-            if u.num_channels == unit.num_channels
-            and u.axis == unit.axis
-            and u not in members
-            and (_home(u)[: len(home)] == home or home[: len(_home(u))] == _home(u))
-        ]
-
-    for partner in partners(members[0]):
-        if known.integers.learn(closure, units, sampler.alive(members[:1], together=partner)) is None:
-            for unit in members:
-                for other in partners(unit):
-                    if other.kind == partner.kind:
-                        known.pairs.append((_labels(closure, unit), _labels(closure, other)))
-            return True
-    return False
-
-
 def _home(unit: UnitSpec) -> list[str]:
     """Return the path of the module that holds every layer of the unit."""
     paths = [p.layer.split(".")[:-1] for p in unit.places]
     return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
-
-
-def _innermost(known: Refinement, failure: Mismatch) -> str:
-    names = {id(m): n for n, m in known.trace.sandbox.model.named_modules()}
-    module = failure.modules[0]
-    return names.get(id(module)) or type(module).__name__
-
-
-def _bind_parts(known: Refinement, closure: Closure, mismatch: Mismatch) -> bool:
-    """The parts of an equal cut must lose equally."""
-    assert mismatch.event is not None
-    source, parts = mismatch.event.in_axes[0], mismatch.event.out_axes
-    bound = False
-    for dim, axis in enumerate(source):
-        pieces = [axes[dim] for axes in parts]
-        if is_labelled(axis) and len({len(p) for p in pieces}) == 1 and len(pieces[0]) < len(axis):
-            known.pairs += [(pieces[0], piece) for piece in pieces[1:]]
-            bound |= any((closure.classes[pieces[0]] != closure.classes[p]).any() for p in pieces[1:])
-    return bound
-
-
-def _keep_slice(known: Refinement, closure: Closure, mismatch: Mismatch) -> bool:
-    """A slice by literal numbers holds when everything before its last literal stays."""
-    assert mismatch.event is not None
-    kept = False
-    for axis, part in zip(mismatch.event.in_axes[0], mismatch.event.out_axes[0], strict=True):
-        if is_labelled(axis) and len(part) < len(axis):
-            stays = axis[: -len(part)] if axis[-1] == part[-1] else axis[: int(np.flatnonzero(axis == part[-1])[0]) + 1]
-            if not closure.frozen[closure.classes[stays]].all():
-                known.freeze(stays, f"a slice by constant numbers in {_innermost(known, mismatch)}")
-                kept = True
-    return kept

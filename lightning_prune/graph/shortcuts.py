@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
-__all__ = ["make_fake", "shortcut"]
+__all__ = ["make_fake", "make_fake_of", "shortcut"]
 
 _IN_PLACE = frozenset(
     f"aten::{n}_" for n in ("relu", "silu", "hardswish", "hardtanh", "hardsigmoid", "relu6", "dropout")
@@ -32,8 +32,13 @@ _CHANNELS_FIRST = frozenset({"aten::batch_norm", "aten::group_norm"})
 
 def make_fake(mode: FakeTensorMode, like: Tensor, shape: Sequence[int]) -> Tensor:
     """Return a contiguous fake tensor with the dtype and device of another."""
+    return make_fake_of(mode, like.dtype, like.device, shape)
+
+
+def make_fake_of(mode: FakeTensorMode, dtype: torch.dtype, device: torch.device, shape: Sequence[int]) -> Tensor:
+    """Return a contiguous fake tensor."""
     with no_dispatch():  # or the modes that are on would see the making of it
-        return FakeTensor(mode, torch.empty(shape, dtype=like.dtype, device="meta"), like.device)
+        return FakeTensor(mode, torch.empty(shape, dtype=dtype, device="meta"), device)
 
 
 def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -> Tensor | None:

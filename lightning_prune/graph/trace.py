@@ -79,6 +79,8 @@ class Event:
         pins: `(tensor argument, axis)` whose size must not change though it carries no labels.
         costs: Products of axis sizes: the multiply-adds.
         widths: Bytes per element of each tensor result; 0 for views and results written in place.
+        out_kinds: Dtype and device of each tensor result.
+        container: List or tuple, where the op returns one of tensors alone.
     """
 
     name: str
@@ -92,6 +94,8 @@ class Event:
     pins: tuple[tuple[int, int], ...]
     costs: tuple[tuple[tuple[int, Axis], ...], ...]
     widths: tuple[int, ...]
+    out_kinds: tuple[tuple[torch.dtype, torch.device], ...]
+    container: type | None
 
 
 class Walk(TorchDispatchMode):
@@ -128,14 +132,17 @@ class Walk(TorchDispatchMode):
         inputs = tuple(identity(self.stand_ins.get(id(t), t)) for t in tensors_in(named))
         out = shortcut(self.mode, func, name, named) if self.mode is not None else None
         if out is None:
-            with nullcontext() if self.mode is not None else drawing_alike(func, kwargs, self.count):
-                out = func(*args, **kwargs)
+            try:
+                with nullcontext() if self.mode is not None else drawing_alike(func, kwargs, self.count):
+                    out = func(*args, **kwargs)
+            except Exception as error:
+                out = self.rescue(name, named, inputs, error)
         if name in _TRANSPARENT:
             if out is not args[0]:
                 setattr(out, _IDENTITY, identity(self.stand_ins.get(id(args[0]), args[0])))
                 self.carry(args[0], out)
             return out
-        self.visit(name, entry, named, inputs, out, before)
+        out = self.visit(name, entry, named, inputs, out, before)
         for k, tensor in enumerate(tensors_in(out)):
             setattr(tensor, _IDENTITY, (self.count, k))
         self.count += 1
@@ -154,14 +161,18 @@ class Walk(TorchDispatchMode):
             return RULES.get(name[:-1])
         return None
 
+    def rescue(self, name: str, args: Mapping[str, Any], inputs: tuple[Any, ...], error: Exception) -> Any:
+        """Return what an op that failed is to be taken for."""
+        raise error
+
     def carry(self, source: Tensor, out: Tensor) -> None:
         """Hand the knowledge about a tensor on to its copy."""
         raise NotImplementedError(f"{type(self).__name__} must say how a copy is seen")
 
     def visit(
         self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
-    ) -> None:
-        """Look at one op."""
+    ) -> Any:
+        """Look at one op; return its result."""
         raise NotImplementedError(f"{type(self).__name__} must say what to do with {name}")
 
 
@@ -230,7 +241,7 @@ class Recorder(Walk):
 
     def visit(
         self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
-    ) -> None:
+    ) -> Any:
         """Apply the rule and log the op."""
         call = Call(name, args, out, self.space, self.module_names)
         call.before = before
@@ -261,8 +272,11 @@ class Recorder(Walk):
                 tuple((place[id(t)], d) for t, d in call.pins),
                 tuple(call.costs),
                 tuple(0 if name in _VIEWS or name.endswith("_") else t.element_size() for t in outputs),
+                tuple((t.dtype, t.device) for t in outputs),
+                type(out) if isinstance(out, (list, tuple)) and len(out) == len(outputs) else None,
             )
         )
+        return out
 
 
 @dataclass

@@ -1,0 +1,119 @@
+"""Look axes up by their length, by what they are made of, and by how a module sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightning_prune.graph.channel_graph import unit_sets
+from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.partition import Partition
+from lightning_prune.graph.trace import DenseTrace
+
+__all__ = ["AxisTable", "View"]
+
+Shape = tuple[tuple[str, ...], ...]  # what an axis is made of: axis names of the units of each of its terms
+
+
+@dataclass(frozen=True)
+class View:
+    """An axis as seen from a module, so that it can be found again in another module of the class.
+
+    Args:
+        tensor: Name of the parameter relative to the module; None for one outside it.
+        ordinal: Which of the axes of that parameter, and of what these are made of.
+        shape: What the axis is made of.
+    """
+
+    tensor: str | None
+    ordinal: int
+    shape: Shape
+
+
+class AxisTable:
+    """The axes that an integer may be the length of: those of parameters, the factors of grids, and parts of either.
+
+    Args:
+        trace: The dense trace.
+        closure: Its classes.
+        units: The units that they make.
+    """
+
+    def __init__(self, trace: DenseTrace, closure: Closure, units: Partition) -> None:
+        self.closure, self.units = closure, units
+        inner = self._inner_axes(trace)
+        self._by_size: dict[int, list[tuple[str, int, IntArray]]] = {}
+        for tensor, axes in trace.axes.items():
+            found = [axis for axis in axes if is_labelled(axis)]
+            ordinal = 0
+            while ordinal < len(found):  # an axis, then what it is made of
+                axis = found[ordinal]
+                self._by_size.setdefault(len(axis), []).append((tensor, ordinal, axis))
+                found += inner.get(self.key(axis), ())
+                ordinal += 1
+        self._sets: dict[int, frozenset[tuple[int, ...]]] = {}
+
+    def _inner_axes(self, trace: DenseTrace) -> dict[bytes, list[IntArray]]:
+        """Return for each axis the factors of its grids, and the parts that some op cuts it into."""
+        inner: dict[bytes, dict[bytes, IntArray]] = {}
+        for product in self.closure.products:
+            inner.setdefault(self.key(product.flat), {}).update((self.key(a), a) for a in product.axes)
+        for event in (e for events in trace.events.values() for e in events if e.entry.index and len(e.in_axes) == 1):
+            for dim, axis in enumerate(event.in_axes[0]):
+                for part in (a[dim] for a in event.out_axes if is_labelled(axis) and len(a) == len(event.in_axes[0])):
+                    if len(part) < len(axis):
+                        inner.setdefault(self.key(axis), {}).setdefault(self.key(part), part)
+        return {key: list(axes.values()) for key, axes in inner.items()}
+
+    def key(self, labels: IntArray) -> bytes:
+        """Return what is equal for axes of the same channels."""
+        return self.closure.classes[labels].tobytes()
+
+    def view(self, module: str, labels: IntArray) -> View:
+        """Describe an axis as seen from a module."""
+        prefix, key = f"{module}." if module else "", self.key(labels)
+        for tensor, ordinal, axis in self._by_size.get(len(labels), ()):
+            if tensor.startswith(prefix) and self.key(axis) == key:
+                return View(tensor[len(prefix) :], ordinal, self._shape(labels))
+        return View(None, 0, self._shape(labels))
+
+    def find(self, module: str, size: int, view: View) -> IntArray | None:
+        """Return the axis of a module that a view describes; None where none does, or several that differ."""
+        prefix = f"{module}." if module else ""
+        fits = [
+            (tensor, ordinal, axis)
+            for tensor, ordinal, axis in self._by_size.get(size, ())
+            if tensor.startswith(prefix) and self._shape(axis) == view.shape
+        ]
+        for tensor, ordinal, axis in fits:
+            if tensor[len(prefix) :] == view.tensor and ordinal == view.ordinal:
+                return axis
+        return fits[0][2] if len({self._unit_sets(axis) for _, _, axis in fits}) == 1 else None
+
+    def changed(self, module: str, size: int, alive: BoolArray) -> Iterator[IntArray]:
+        """Yield axes of a size whose length changes, one for each new length, those inside the module first."""
+        prefix, seen = f"{module}." if module else "", {size}
+        sized = self._by_size.get(size, ())
+        for inside in (True, False):
+            for tensor, _, axis in sized:
+                if tensor.startswith(prefix) is inside:
+                    living = int(np.count_nonzero(alive[axis]))
+                    if living not in seen:
+                        seen.add(living)
+                        yield axis
+
+    def _unit_sets(self, labels: IntArray) -> frozenset[tuple[int, ...]]:
+        """Return the sets of units that positions of an axis live by."""
+        known = self._sets.get(id(labels))
+        if known is None:
+            sets = unit_sets(self.closure, self.units.owner, labels)
+            known = self._sets[id(labels)] = frozenset(members for members, _ in sets)
+        return known
+
+    def _shape(self, labels: IntArray) -> Shape:
+        """Return what an axis is made of, in words that hold for every module of a kind."""
+        units = self.units.units
+        return tuple(sorted({tuple(sorted(units[u].axis for u in members)) for members in self._unit_sets(labels)}))

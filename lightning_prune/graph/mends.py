@@ -1,0 +1,100 @@
+"""What may be bound or kept where a pruned run disagrees, so that no more than needed is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lightning_prune.graph.axes import AxisTable
+from lightning_prune.graph.certify import Mismatch
+from lightning_prune.graph.closure import BoolArray
+from lightning_prune.graph.labels import IntArray, is_labelled
+
+__all__ = ["mend"]
+
+_CUTS = frozenset(f"aten::{n}" for n in ("split", "split_with_sizes", "unsafe_split", "tensor_split"))
+
+
+class Constraints(Protocol):
+    """What a mend adds to."""
+
+    pairs: list[tuple[IntArray, IntArray]]
+    mended: set[tuple[str, str, int]]
+
+    def freeze(self, labels: IntArray, reason: str) -> None:
+        """Add a freeze."""
+
+    def place(self, mismatch: Mismatch) -> str:
+        """Name the innermost module of a mismatch."""
+
+    def followed(self, mismatch: Mismatch) -> Sequence[IntArray]:
+        """Return the axes that integers of the modules on the stack follow."""
+
+
+def mend(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch]) -> bool:
+    """Bind axes that must lose equally, or keep what is before a literal; each kind of mend once for each op.
+
+    Args:
+        known: The constraints; they grow.
+        axes: The axes of the model.
+        alive: Per label, whether it lived in the run that disagreed.
+        mismatches: Where it disagreed.
+
+    Returns:
+        Whether anything was bound or kept.
+    """
+    before = frozenset(known.mended)
+    for mismatch in mismatches:
+        for kind in (_bind_parts, _bind_followed, _keep_slice):
+            key = (kind.__name__, mismatch.mode, mismatch.step)
+            if mismatch.event is not None and key not in before and kind(known, axes, alive, mismatch):
+                known.mended.add(key)
+                break
+    return len(known.mended) > len(before)
+
+
+def _bind_parts(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
+    """The parts of an equal cut must lose equally."""
+    event = mismatch.event
+    if event is None or event.name not in _CUTS:
+        return False
+    bound = False
+    for dim, axis in enumerate(event.in_axes[0]):
+        pieces = [a[dim] for a in event.out_axes]
+        if is_labelled(axis) and len({len(p) for p in pieces}) == 1 and len(pieces[0]) < len(axis):
+            known.pairs += [(pieces[0], piece) for piece in pieces[1:]]
+            bound |= any(axes.key(pieces[0]) != axes.key(p) for p in pieces[1:])
+    return bound
+
+
+def _bind_followed(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
+    """An axis that came out as long as another one of its dense size follows that one: they must lose equally.
+
+    One head_dim for q, k and v; heads that are as many as `C // head_dim`.
+    """
+    for met, labels in mismatch.axes:
+        if met is None or met == len(labels):
+            continue
+        for axis in (*known.followed(mismatch), *axes.changed(known.place(mismatch), len(labels), alive)):
+            fits = len(axis) == len(labels) and int(np.count_nonzero(alive[axis])) == met
+            if fits and axes.key(axis) != axes.key(labels):
+                known.pairs.append((labels, axis))
+                return True
+    return False
+
+
+def _keep_slice(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
+    """A slice by literal numbers holds when everything before its last literal stays."""
+    event = mismatch.event
+    if event is None or event.name != "aten::slice":
+        return False
+    kept = False
+    for axis, part in zip(event.in_axes[0], event.out_axes[0], strict=True):
+        if is_labelled(axis) and len(part) < len(axis):
+            stays = axis[: -len(part)] if axis[-1] == part[-1] else axis[: int(np.flatnonzero(axis == part[-1])[0]) + 1]
+            if not axes.closure.frozen[axes.closure.classes[stays]].all():
+                known.freeze(stays, f"a slice by constant numbers in {known.place(mismatch)}")
+                kept = True
+    return kept

@@ -1,0 +1,69 @@
+"""Structures to certify: kept channels that tell sizes apart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from lightning_prune.graph.channel_graph import UnitSpec
+from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.trace import DenseTrace
+
+__all__ = ["Sampler"]
+
+
+class Sampler:
+    """Choose kept channels that tell sizes apart: counts that equal no old size and differ between units.
+
+    Args:
+        trace: The dense trace.
+        closure: The classes.
+        units: All units.
+        opposite: Keep what else would be removed: between the two every channel goes once.
+        whole: Of the units of one size that keep equally many, leave those whole whose number has this bit.
+
+    Attributes:
+        bits: How many values of `whole` tell all such units apart.
+    """
+
+    def __init__(
+        self,
+        trace: DenseTrace,
+        closure: Closure,
+        units: Sequence[UnitSpec],
+        *,
+        opposite: bool = False,
+        whole: int | None = None,
+    ) -> None:
+        self.closure = closure
+        rng = random.Random(0)
+        sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
+        last: dict[int, int] = {}  # count -> the last unit that kept so many
+        alike: dict[tuple[int, int], int] = {}  # size, count -> how many units
+        self._dead: dict[str, IntArray] = {}
+        for number, unit in enumerate(units):
+            total = unit.num_channels
+            counts = list(range(max(2, total // 3), max(total - 1, min(total, 5)))) if total > 2 else [1]
+            rng.shuffle(counts)
+            count = min(counts, key=lambda c: (last.get(c, -1), c in sizes))
+            last[count] = number
+            twin = alike[total, count] = alike.get((total, count), -1) + 1
+            dead = sorted(rng.sample(range(total), total - count))
+            if opposite:
+                dead = sorted(set(range(total)) - set(dead))
+            elif whole is not None and twin >> whole & 1:
+                dead = []
+            self._dead[unit.name] = unit.classes[dead]
+        self.bits = max(alike.values(), default=0).bit_length()
+
+    def alive(self, units: Sequence[UnitSpec], together: UnitSpec | None = None) -> BoolArray:
+        """Return per label whether it lives when these units are cut; `together` loses what the last one loses."""
+        dead = np.zeros(self.closure.count, np.bool_)
+        for unit in units:
+            dead[self._dead[unit.name]] = True
+        if together is not None:
+            dead[together.classes[dead[units[-1].classes]]] = True
+        return self.closure.alive(dead)
