@@ -105,7 +105,9 @@ def test_a_whole_axis_and_a_subclass() -> None:
 
 def test_a_wrong_entry_does_no_harm() -> None:
     model, mutator, x = prepared(registered(("_shape.1", "leave.weight.0"))(4, 20))
-    assert not axes_of(mutator) & {("heads", 4), ("head_dim", 20)}
+    assert ("heads", 4) not in axes_of(mutator)
+    for unit in mutator.units:  # what the entry claims to be one is one
+        assert unit.axis != "head_dim" or "attention.leave" in {c.name for c in unit.output_related}
     mutator.apply(scattered(mutator.units))
     assert_same(outputs(model, (x,)), outputs(export_pruned(model), (x,)))
 
