@@ -183,6 +183,28 @@ def test_frozen_axes_say_why_in_words() -> None:
     assert (size, reason) == (6, "a slice by constant numbers in SliceLiteral")
 
 
+class SplitAttention(nn.Module):
+    """Two groups that a softmax weighs against each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.split, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=2), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.split(self.stem(x))
+        x = x.reshape(len(x), 2, x.shape[1] // 2, *x.shape[2:])
+        return self.out((x * x.softmax(1)).sum(1))
+
+
+def test_a_frozen_factor_of_an_axis_says_why() -> None:
+    graph, _ = analyze(SplitAttention(), (torch.randn(2, 3, 5, 5),), {})
+    assert [(unit.axis, unit.num_channels) for unit in graph.units] == [("channels", 4), ("channels", 6)]
+    size, reason = reasons(graph)["split.weight", 0]
+    assert size == 12
+    assert reason.startswith("its 2 groups: softmax over channels in `softmax` of SplitAttention")
+    assert ("split.weight", 1) not in reasons(graph)
+
+
 @pytest.mark.parametrize(
     ("patterns", "left"),
     [

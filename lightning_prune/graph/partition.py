@@ -13,13 +13,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from lightning_prune.graph.channel_graph import FrozenAxis, Place, UnitSpec, runs_along, unit_sets
+from lightning_prune.graph.channel_graph import Place, UnitSpec, runs_along, unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.cost import CostModel, Expression, Polynomial
 from lightning_prune.graph.labels import Axis, IntArray, is_labelled
 from lightning_prune.graph.trace import DenseTrace
 
-__all__ = ["Layers", "Partition", "find_frozen", "find_vital", "partition", "price"]
+__all__ = ["Layers", "Partition", "find_vital", "partition", "price"]
 
 
 @dataclass(frozen=True)
@@ -263,29 +263,6 @@ def _kind(axis: str, size: int, places: Sequence[Place], layers: Layers) -> str:
         {(re.sub(r"\d+", "#", p.tensor), layers.types[p.layer].__name__, p.dim, len(p.positions)) for p in places}
     )
     return hashlib.sha1(repr((axis, size, parts)).encode(), usedforsecurity=False).hexdigest()[:12]
-
-
-def find_frozen(
-    trace: DenseTrace, closure: Closure, reasons: Sequence[str], owner: IntArray, parameters: frozenset[str]
-) -> tuple[FrozenAxis, ...]:
-    """List every axis of a parameter that keeps some positions whatever is pruned, with the main reason."""
-    frozen = []
-    for name, axes in trace.axes.items():
-        for dim, axis in enumerate(axes):
-            if not is_labelled(axis) or name not in parameters:
-                continue
-            classes = closure.classes[axis]
-            stuck = np.ones(len(axis), np.bool_)
-            positions, factors = closure.living_by(axis)
-            stuck[positions[owner[factors] >= 0]] = False
-            if stuck.any():
-                causes = Counter(closure.reason[classes[stuck]].tolist())
-                main = causes.most_common(1)[0][0]
-                text = reasons[main] if main >= 0 else "all of its channels are one: none can go alone"
-                if text.startswith("a spatial axis"):
-                    continue  # kernel sizes: nobody expects those to go
-                frozen.append(FrozenAxis(name, dim, int(stuck.sum()), text))
-    return tuple(frozen)
 
 
 def price(
