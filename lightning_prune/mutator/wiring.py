@@ -117,24 +117,26 @@ def members(
     owners = {id(unit.mutable): name for name, unit in units.items()}
     for layer, op in dynamic_ops(model).items():
         for attr, container in op.mutable_attrs.items():
-            tensor, dim = next(
-                ((t, d) for t, axes in op.tensor_axes.items() for d, a in enumerate(axes) if a == attr), ("weight", 1)
-            )
-            held = op._parameters.get(tensor, op._buffers.get(tensor))
-            size = held.shape[dim] if held is not None else container.num_channels
-            for span in container.spans:
-                name = owners.get(id(span.mutable))
-                if name is None or span.end > size:  # counted per group: the first group speaks for all
-                    continue
-                makes, reads = role(layer, attr, name)
-                if makes:
-                    units[name].output_related.append(
-                        Channel(layer, op, tensor, dim, span.start, span.end, True, span.index)
-                    )
-                if reads:
-                    units[name].input_related.append(
-                        Channel(layer, op, tensor, dim, span.start, span.end, False, span.index)
-                    )
+            for tensor, dim in _places(op, attr):
+                held = op._parameters.get(tensor, op._buffers.get(tensor))
+                size = held.shape[dim] if held is not None else container.num_channels
+                for span in container.spans:
+                    name = owners.get(id(span.mutable))
+                    if name is None or span.end > size:  # counted per group: the first group speaks for all
+                        continue
+                    makes, reads = role(layer, attr, name)
+                    place = (layer, op, tensor, dim, span.start, span.end)
+                    if makes:
+                        units[name].output_related.append(Channel(*place, True, span.index))
+                    if reads:
+                        units[name].input_related.append(Channel(*place, False, span.index))
+
+
+def _places(op: DynamicOp, attr: str) -> list[tuple[str, int]]:
+    """Return `(tensor, axis)` of the weights along an axis: a recurrent layer has several; of vectors the first."""
+    found = [(tensor, dim) for tensor, axes in op.tensor_axes.items() for dim, a in enumerate(axes) if a == attr]
+    wide = [place for place in found if len(op.tensor_axes[place[0]]) > 1]
+    return wide or found[:1] or [("weight", 1)]
 
 
 def find_units(model: nn.Module, make: Callable[[int], MutableChannelUnit]) -> list[MutableChannelUnit]:
@@ -169,4 +171,7 @@ def sides_of(op: DynamicOp, attr: str) -> tuple[bool, bool]:
         side in known and op.mutable_attrs.get(op.aliases.get(side, side)) is own
         for side in ("out_channels", "in_channels")
     )
+    if not makes and not reads:  # an axis beside the two: the rows of a weight are made, its columns read
+        dims = {dim for tensor, dim in _places(op, attr) if len(op.tensor_axes.get(tensor, ())) > 1}
+        makes, reads = 0 in dims, 1 in dims
     return makes, reads

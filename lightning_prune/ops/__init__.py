@@ -29,6 +29,14 @@ from lightning_prune.ops.norm import (
     DynamicRMSNorm,
     DynamicSyncBatchNorm,
 )
+from lightning_prune.ops.recurrent import (
+    DynamicGRU,
+    DynamicGRUCell,
+    DynamicLSTM,
+    DynamicLSTMCell,
+    DynamicRNN,
+    DynamicRNNCell,
+)
 
 __all__ = [
     "OPS",
@@ -43,16 +51,22 @@ __all__ = [
     "DynamicConvTranspose2d",
     "DynamicConvTranspose3d",
     "DynamicEmbedding",
+    "DynamicGRU",
+    "DynamicGRUCell",
     "DynamicGroupNorm",
     "DynamicInstanceNorm1d",
     "DynamicInstanceNorm2d",
     "DynamicInstanceNorm3d",
+    "DynamicLSTM",
+    "DynamicLSTMCell",
     "DynamicLayerNorm",
     "DynamicLinear",
     "DynamicMultiheadAttention",
     "DynamicOp",
     "DynamicPReLU",
     "DynamicRMSNorm",
+    "DynamicRNN",
+    "DynamicRNNCell",
     "DynamicSyncBatchNorm",
     "GenericDynamic",
     "SlimMultiheadAttention",

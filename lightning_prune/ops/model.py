@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.ops import activation, attention, conv, embedding, linear, norm
+from lightning_prune.ops import activation, attention, conv, embedding, linear, norm, recurrent
 from lightning_prune.ops.base import DynamicOp
 from lightning_prune.ops.generic import GenericDynamic
 from lightning_prune.ops.present import is_left_alone
@@ -40,6 +40,12 @@ OPS: dict[type[nn.Module], type[DynamicOp]] = {
         embedding.DynamicEmbedding,
         activation.DynamicPReLU,
         attention.DynamicMultiheadAttention,
+        recurrent.DynamicRNN,
+        recurrent.DynamicLSTM,
+        recurrent.DynamicGRU,
+        recurrent.DynamicRNNCell,
+        recurrent.DynamicLSTMCell,
+        recurrent.DynamicGRUCell,
     )
 }
 """Layer -> its dynamic op. Subclasses of a layer use the same op."""

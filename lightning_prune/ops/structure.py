@@ -271,6 +271,9 @@ def reshape_(model: nn.Module, structure: Structure, loaded: Collection[str] = (
             attention = model.get_submodule(name)
             full = attrs.get("head_dim", {}).get("full", attention.__dict__.get("head_dim"))
             settle_(attention, full)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN wants its weights side by side
     remember_structure_(model, structure)
 
 
