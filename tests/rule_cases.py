@@ -6,7 +6,8 @@ on how many entries are left. Every other axis of a floating input must be free 
 much is left (its first argument). `literal`: it takes positions by number, and the certificate refuses it where that
 no longer gives the same channels. `product`: products are summed, so that removing means zeroing.
 
-Here are the ops that act on each entry, that move entries, and that look them up; `rule_cases_sums` has the others.
+Here are the ops that act on each entry, that move entries, and that look them up; `rule_cases_sums` and
+`rule_cases_recurrent` have the others.
 """
 
 from __future__ import annotations

@@ -191,8 +191,13 @@ TRAPS = {
         lambda self, x: self.cell(x.mean((2, 3)))[:, :, None, None],
         {"stem_(0, 16)_out_1_in_1": 16, "cell_(0, 30)_out_1_in_2": 10}, read=10, cell=lambda _: nn.GRUCell(16, 10),
     ),
+    "a cell over ones": trap(
+        lambda _, x: x * torch.gru_cell(x.new_ones(1, x.shape[1]), x.new_zeros(1, 1), x.new_ones(3, x.shape[1]) / 50,
+                                        x.new_ones(3, 1)).view(1, 1, 1, 1),
+    ),
     "sequence": trap(
-        lambda self, x: self.lstm(x.flatten(2).mT)[0].mT.unflatten(2, (8, 8)), read=10,
+        lambda self, x: self.lstm(x.flatten(2).mT)[0].mT.unflatten(2, (8, 8)),
+        {"stem_(0, 16)_out_1_in_1": 16, "lstm_(0, 40)_out_1_in_2": 10}, read=10,
         lstm=lambda _: nn.LSTM(16, 10, batch_first=True),
     ),
 }  # fmt: skip
@@ -401,7 +406,6 @@ def test_a_refused_plan_leaves_the_model_as_it_was() -> None:
         pytest.param("softmax", "stem.weight", "softmax over channels in `softmax` of Body", id="softmax"),
         pytest.param("taken by a permutation", "stem.weight", "taken by index in `index` of Body", id="index"),
         pytest.param("a weight in a list", "first", "reached around the module that owns it", id="list"),
-        pytest.param("sequence", "lstm.weight_hh_l0", "LSTM reads its weights from a list", id="recurrent"),
         pytest.param("shift by slices", "head.linear.weight", "model output", id="output"),
         pytest.param("half of it rolled", "stem.weight", "rolled by a constant number in `roll` of Body", id="roll"),
         pytest.param(

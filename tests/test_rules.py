@@ -19,9 +19,10 @@ from lightning_prune.graph.labels import ANY, Axis, is_labelled
 from lightning_prune.graph.rules import RULES, indexing
 from lightning_prune.graph.trace import trace_model
 from tests.rule_cases import INDEXING, MOVEMENT, POINTWISE, A, Live, RuleCase, case
+from tests.rule_cases_recurrent import RECURRENT
 from tests.rule_cases_sums import CONTRACTION, NORMALIZATION, REDUCTION
 
-CASES = {**POINTWISE, **MOVEMENT, **INDEXING, **CONTRACTION, **NORMALIZATION, **REDUCTION}
+CASES = {**POINTWISE, **MOVEMENT, **INDEXING, **CONTRACTION, **NORMALIZATION, **REDUCTION, **RECURRENT}
 WITHOUT_CLAIM = (indexing.opaque, indexing.positional, indexing.constant, indexing.no_result)
 UNSEEN = {f"aten::{name}" for name in ("contiguous", "clone", "alias", "detach", "lift", "lift_fresh")}  # no events
 CUDA_ONLY = {"aten::cudnn_batch_norm"}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tests import zoo_attention as attention
 from tests import zoo_models as models
+from tests import zoo_recurrent as recurrent
 
 IMAGE, LARGER_IMAGE = ((3, 8, 8),), ((3, 12, 10),)
 TOKENS, MORE_TOKENS = ((9, 7),), ((11, 7),)  # tokens, features
@@ -251,5 +252,42 @@ ZOO: dict[str, Case] = {
         {"0_(0, 8)_out_2_in_2": 8, "3_(0, 12)_out_1_in_1": 12},
         shapes=((3, 4, 4, 4),),
         larger=((3, 5, 4, 6),),
+    ),
+    # The four gates of a layer are rows of its weights: 48 = 4 x 12. Both layers and directions share the 12; the LSTM
+    # makes them, and reads them in its next step and its second layer.
+    "lstm": Case(
+        recurrent.LastOutput,
+        {"embed_(0, 10)_out_1_in_1": 10, "lstm_(0, 48)_out_1_in_2": 12},
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
+    ),
+    # Torch wants more hidden channels (15) than projected ones (5): the first six stay. What the gates make, the
+    # projection reads; what the projection makes, the next step, the second layer and the head read.
+    "lstm_projections": Case(
+        recurrent.Projected,
+        {"embed_(0, 10)_out_1_in_1": 10, "lstm_(6, 60)_out_1_in_1": 9, "lstm_(0, 5)_out_1_in_2": 5},
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
+    ),
+    # 27 = 3 x 9. The initial state is per channel, so its module `encoder` counts on both sides.
+    "gru": Case(
+        recurrent.BothStates,
+        {"embed_(0, 10)_out_1_in_1": 10, "encoder_(0, 9)_out_2_in_3": 9},
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
+    ),
+    # One gate.
+    "rnn": Case(
+        recurrent.MeanOutput,
+        {"embed_(0, 10)_out_1_in_1": 10, "rnn_(0, 11)_out_1_in_2": 11},
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
+    ),
+    # Each cell reads its own state and that of the cell before: 40 = 4 x 10, 24 = 3 x 8.
+    "cells": Case(
+        recurrent.Cells,
+        {"first_(0, 40)_out_1_in_2": 10, "second_(0, 24)_out_1_in_2": 8, "third_(0, 6)_out_1_in_2": 6},
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
     ),
 }

@@ -1,7 +1,8 @@
 """Cost as polynomials in the kept counts: any structure is priced in microseconds, without running the model.
 
-One MAC is one multiply-add of a convolution, linear, matmul or attention; bias, normalisation and activation are not
-counted. Each axis size is a constant plus products of kept counts, and each op costs a product of axis sizes.
+One MAC is one multiply-add of a convolution, linear, matmul, attention or recurrent layer; bias, normalisation and
+activation are not counted. Each axis size is a constant plus products of kept counts, and each op costs a product of
+axis sizes.
 """
 
 from __future__ import annotations

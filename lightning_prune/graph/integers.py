@@ -6,7 +6,7 @@ the failing stack that equals an old size is set to the new one; what then gets 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -44,9 +44,12 @@ def known_followers(trace: DenseTrace) -> list[Follower]:
     first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
     for name, module in model.named_modules():
         owner = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
-        weight = dict(owner._parameters).get("weight")  # scripted modules have no plain dict
-        axes = trace.axes.get(first.get(id(weight), ""), ())
-        for attribute, element, axis in _table(trace.space, module, axes) if axes else ():
+        own = {n: trace.axes.get(first.get(id(p), ""), ()) for n, p in dict(owner._parameters).items()}
+        axes = own.get("weight", ())  # scripted modules have no plain dict
+        for attribute, element, axis in (
+            *_recurrent(module, own),
+            *(_table(trace.space, module, axes) if axes else ()),
+        ):
             value = module.__dict__.get(attribute)
             if is_labelled(axis) and (value if element is None else value[element]) == len(axis):
                 found.append(Follower(name, attribute, element, axis))
@@ -81,6 +84,17 @@ def _of_convolution(space: LabelSpace, module: _ConvNd, axes: Sequence[Axis]) ->
     inner = [axis for axis in (groups, axes[1]) if is_labelled(axis)]
     if inner:
         yield part, None, space.merge(inner)
+
+
+def _recurrent(module: nn.Module, axes: Mapping[str, Sequence[Axis]]) -> Iterator[tuple[str, int | None, Axis]]:
+    """Yield the sizes of a recurrent layer or cell, from the axes of its first weights."""
+    suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+    ih, hh, hr = (axes.get(f"weight_{kind}{suffix}") for kind in ("ih", "hh", "hr"))
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and ih and hh:
+        yield "input_size", None, ih[1]
+        yield "proj_size" if hr else "hidden_size", None, hh[1]
+        if hr:
+            yield "hidden_size", None, hr[1]
 
 
 @dataclass(frozen=True)

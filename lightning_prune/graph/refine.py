@@ -12,13 +12,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.graph.attributes import registered_followers
+from lightning_prune.graph.call import Call
 from lightning_prune.graph.certify import Mismatch
 from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Integers, known_followers
-from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
 from lightning_prune.graph.mends import mend
 from lightning_prune.graph.partition import Layers, Partition, find_vital, partition
+from lightning_prune.graph.rules.recurrent import recurrent_weights, tie_weights
 from lightning_prune.graph.sampler import Sampler
 from lightning_prune.graph.trace import DenseTrace
 
@@ -103,11 +105,11 @@ def refine(
     table = [f for f in known_followers(trace) if (f.module, f.attribute) not in named]
     integers = Integers(trace, table, registered)
     known = Refinement(trace, parameters, Layers.of(trace.sandbox.model, trace.axes), integers)
+    _tie_recurrent(known)
     known.pairs = trace.space.pairs
     for labels, reason in trace.space.frozen:
         known.freeze(labels, reason)
     _freeze_unread(known, except_for=_bind_layers(known))
-    _freeze_lists(known)
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
@@ -162,14 +164,22 @@ def _bind_layers(known: Refinement) -> set[str]:
     return followers
 
 
-def _freeze_lists(known: Refinement) -> None:
-    """An RNN reads its weights from a list that no dynamic op presents."""
-    for prefix, module in known.trace.sandbox.model.named_modules():
-        if isinstance(module, nn.RNNBase):
-            for name in module._parameters:
-                for axis in known.trace.axes.get(f"{prefix}.{name}" if prefix else name, ()):
-                    if is_labelled(axis):
-                        known.freeze(axis, f"{type(module).__name__} reads its weights from a list")
+def _tie_recurrent(known: Refinement) -> None:
+    """A recurrent layer is cut as one too; where somebody else makes its weights it keeps its sizes."""
+    trace = known.trace
+    first = {id(t): n for n, t in trace.sandbox.model.named_parameters()}
+    for prefix, module in trace.sandbox.model.named_modules():
+        if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            continue
+        weights = recurrent_weights(module)
+        if weights is None:
+            inside = (axes for name, axes in trace.axes.items() if name.startswith(f"{prefix}." if prefix else ""))
+            for axis in (axis for axes in inside for axis in axes if is_labelled(axis)):
+                known.freeze(axis, f"{type(module).__name__} has weights that are made elsewhere")
+            continue
+        call = Call(f"the weights of {prefix or type(module).__name__}", {}, None, trace.space, {})
+        axes = [layer.map(lambda t: trace.axes.get(first[id(t)], (FIXED,) * t.dim())) for layer in weights]
+        tie_weights(call, axes, len(weights[0].ih) // module.hidden_size, 2 if vars(module).get("bidirectional") else 1)
 
 
 def _freeze_unread(known: Refinement, except_for: set[str]) -> None:

@@ -227,6 +227,7 @@ class Sandbox:
                 if "_flat_weights" in module.__dict__:  # an RNN reads its parameters from this list
                     listed = module.__dict__["_flat_weights"]
                     module.__dict__["_flat_weights"] = [t if t is None else tensors.get(id(t), t) for t in listed]
+                    module.__dict__["flatten_parameters"] = _do_nothing  # it moves the memory of real weights
             modules = dict(self.model.named_modules())
             for (name, attribute), value in (attributes or {}).items():
                 modules[name].__dict__[attribute] = value
@@ -279,7 +280,8 @@ class Sandbox:
         changed: dict[str, Any] = {}
         for key in now.keys() | before.keys():
             # an RNN lists its weights; followed integers were rewritten for this run
-            if key in _OWN or key.startswith("_flat_weight") or (name, key) in rewritten:
+            listed = key.startswith("_flat_weight") or now.get(key) is _do_nothing
+            if key in _OWN or listed or (name, key) in rewritten:
                 continue
             value, later = before.get(key, _Absent), now.get(key, _Absent)
             container, copy = contents.get((name, key), (None, value))
@@ -289,6 +291,10 @@ class Sandbox:
         if tensors_within([now.get(key) for key in changed]):
             for key, value in changed.items():
                 self.caches.setdefault((name, key), value)
+
+
+def _do_nothing() -> None:
+    """Stand in for a method that has no place in a trace."""
 
 
 def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
+from lightning_prune.graph.rules.recurrent import Weights, weights_of
+
 __all__ = ["make_fake", "make_fake_of", "shortcut"]
 
 _IN_PLACE = frozenset(
@@ -27,6 +29,7 @@ _SAME_SHAPE = frozenset(
 )
 _PAIRS = frozenset({"aten::add", "aten::mul", "aten::add_", "aten::mul_", "aten::sub"})
 _CONVOLUTIONS = frozenset({"aten::conv1d", "aten::conv2d", "aten::conv3d"})
+_GATES = {"aten::lstm": 4, "aten::gru": 3, "aten::rnn_tanh": 1, "aten::rnn_relu": 1}
 _CHANNELS_FIRST = frozenset({"aten::batch_norm", "aten::group_norm"})
 
 
@@ -41,8 +44,8 @@ def make_fake_of(mode: FakeTensorMode, dtype: torch.dtype, device: torch.device,
         return FakeTensor(mode, torch.empty(shape, dtype=dtype, device="meta"), device)
 
 
-def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -> Tensor | None:
-    """Return what an op would return, or None where it has to be run.
+def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -> Any:
+    """Return what an op would return (a tensor or several), or None where it has to be run.
 
     Args:
         mode: The mode that fake tensors belong to.
@@ -51,7 +54,11 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
         args: Its arguments by schema name.
     """
     x = args.get("input", args.get("self"))
-    if not isinstance(x, FakeTensor) or not x.is_contiguous():
+    if not isinstance(x, FakeTensor):
+        return None
+    if name in _GATES:  # step by step they would be thousands of ops
+        return _recurrent(mode, x, args, _GATES[name])
+    if not x.is_contiguous():
         return None
     if name in _IN_PLACE:
         return x
@@ -105,6 +112,24 @@ def _convolution(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tenso
 
 def _at(values: Sequence[int], k: int) -> int:
     return values[k] if len(values) > 1 else values[0]
+
+
+def _recurrent(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int) -> tuple[Tensor, ...] | None:
+    states = [args["hx"]] if isinstance(args["hx"], Tensor) else list(args["hx"])
+    weights, directions = weights_of(args), 2 if args["bidirectional"] else 1
+    width, hidden = states[0].shape[-1], states[-1].shape[-1]
+    rows, outputs = gates * hidden, directions * width
+    batch = x.shape[0 if args["batch_first"] else 1]
+    fits = x.dim() == 3 and (weights[0].hr is not None) == (width != hidden)
+    for k, layer in enumerate(weights):
+        inputs = outputs if k >= directions else x.shape[2]
+        hr = None if layer.hr is None else (width, hidden)
+        expected = Weights((rows, inputs), (rows, width), ((rows,),) * len(layer.biases), hr)
+        fits = fits and layer.map(lambda t: tuple(t.shape)) == expected
+    fits = fits and all(tuple(s.shape) == (len(weights), batch, s.shape[-1]) for s in states)
+    if not fits or any(t.dtype != x.dtype for t in (*states, *args["params"])):
+        return None
+    return tuple(make_fake(mode, x, shape) for shape in ((*x.shape[:2], outputs), *(s.shape for s in states)))
 
 
 _SPECIAL: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Tensor | None]] = {

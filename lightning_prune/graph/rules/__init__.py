@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_prune.graph.rules import contraction, indexing, movement, normalization, pointwise, reduction
+from lightning_prune.graph.rules import contraction, indexing, movement, normalization, pointwise, recurrent, reduction
 from lightning_prune.graph.rules.table import RULES, RuleEntry, rule
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "movement",
     "normalization",
     "pointwise",
+    "recurrent",
     "reduction",
     "rule",
 ]
