@@ -49,6 +49,7 @@ class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with
         mode: Of which run it is: "eval" or "train".
         modules: The modules whose methods were running, innermost first.
         fatal: The run ended here.
+        is_size: A size may be wrong; else the values that an op is given are.
     """
 
     def __init__(self, reason: str, step: int, event: Event | None = None, axes: Sequence[Met] = ()) -> None:
@@ -59,6 +60,7 @@ class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with
         self.mode = "eval"
         self.modules: list[nn.Module] = []
         self.fatal = True
+        self.is_size = True
 
 
 class _KeptCall(Call):
@@ -133,11 +135,13 @@ class Lockstep(Walk):
         if scalars != event.scalars:
             pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
             what = f"`{name}` takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
-            return self._disagree(Mismatch(what, self.count, event, self._changed(event)), out)
-        mismatch = self._compare_sizes(event, args, out) or (
-            self._compare_indices(event, args, out) if entry.index else None
-        )
-        return out if mismatch is None else self._disagree(mismatch, out)
+            mismatch = Mismatch(what, self.count, event, self._changed(event))
+            mismatch.is_size = False
+            return self._disagree(mismatch, out)
+        found = self._compare_sizes(event, args, out)
+        if found is None and entry.index:
+            found = self._compare_indices(event, args, out)
+        return out if found is None else self._disagree(found, out)
 
     def _event(self, name: str, inputs: tuple[Any, ...]) -> Event:
         """Return the dense op that this op must be."""

@@ -6,7 +6,7 @@ the failing stack that equals an old size is set to the new one; what then gets 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -23,6 +23,7 @@ from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Integers", "known_followers"]
 
+Candidate = tuple[str, str, int | None, IntArray]  # module, attribute, element, the axis it may follow
 _ROUNDS = 24  # a model whose integers need more tries than this for one structure is frozen instead
 _NEAR = 3  # so many modules up the stack are searched for integers that an expression may have been made of
 
@@ -205,38 +206,55 @@ class Integers:
         followers: Sequence[Follower],
         tried: set[tuple[Rule, str]],
     ) -> dict[Rule, tuple[Mismatch, IntArray | None]]:
-        """Return untried rules, one for each axis of each mismatch, with what they are to mend."""
+        """Return untried rules with what they are to mend: for each axis known to be wrong one, else one guess."""
         taken = {(f.module, f.attribute, f.element) for f in followers}
         proposals: dict[Rule, tuple[Mismatch, IntArray | None]] = {}
-        for mismatch in mismatches:
-            place = mismatch.event.name if mismatch.event else ""
-            stale = [labels for met, labels in mismatch.axes if met == len(labels)]
-            unknown = [None] if all(met is None for met, _ in mismatch.axes) else []
-            for wanted in (*stale, *unknown):
-                for name, attribute, element, labels in self._candidates(axes, alive, mismatch, wanted):
-                    view = axes.view(name, labels)
-                    rule = Rule(type(self._modules[name]), attribute, element, view)
-                    if rule in proposals:
-                        break
-                    is_new = (name, attribute, element) not in taken and (rule, place) not in tried
-                    if is_new and axes.find(name, len(labels), view) is not None:  # the only one of its kind from here
-                        tried.add((rule, place))
-                        proposals[rule] = (mismatch, labels if labels is wanted else None)
-                        break
+        wrong = [(m, labels) for m in mismatches for met, labels in m.axes if met == len(labels)]
+        for mismatch, wanted in wrong:
+            rule = self._first(axes, mismatch, self._exact(mismatch, wanted), taken, tried, proposals)
+            if rule is not None:
+                proposals[rule] = (mismatch, wanted)
+        # a guess beside others could pass for what they mend
+        for mismatch in mismatches if not proposals else ():
+            if mismatch.is_size and all(met in (None, len(labels)) for met, labels in mismatch.axes):
+                rule = self._first(axes, mismatch, self._guesses(axes, alive, mismatch), taken, tried)
+                if rule is not None:
+                    return {rule: (mismatch, None)}
         return proposals
 
-    def _candidates(
-        self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch, wanted: IntArray | None
-    ) -> Iterator[tuple[str, str, int | None, IntArray]]:
-        """Yield `(module, attribute, element, axis)` of integers on the stack that are as large as an axis was.
+    def _first(
+        self,
+        axes: AxisTable,
+        mismatch: Mismatch,
+        candidates: Iterator[Candidate],
+        taken: set[tuple[str, str, int | None]],
+        tried: set[tuple[Rule, str]],
+        proposed: Container[Rule] = (),
+    ) -> Rule | None:
+        """Return the first rule that has not been tried for such an op, if none of those proposed comes before it."""
+        place = mismatch.event.name if mismatch.event else ""
+        for name, attribute, element, labels in candidates:
+            view = axes.view(name, labels)
+            rule = Rule(type(self._modules[name]), attribute, element, view)
+            if rule in proposed:
+                return None
+            is_new = (name, attribute, element) not in taken and (rule, place) not in tried
+            if is_new and axes.find(name, len(labels), view) is not None:  # the only one of its kind from here
+                tried.add((rule, place))
+                return rule
+        return None
 
-        Those as large as the wanted axis come first, as its length; then all others, as that of any axis that changes.
-        """
-        names = [(self._names[id(m)], m) for m in mismatch.modules if id(m) in self._names]
-        if wanted is not None:
-            for name, module in names:
+    def _exact(self, mismatch: Mismatch, wanted: IntArray) -> Iterator[Candidate]:
+        """Yield the integers on the stack that are as large as a wrong axis was, innermost first."""
+        for module in mismatch.modules:
+            name = self._names.get(id(module))
+            if name is not None:
                 yield from ((name, a, e, wanted) for a, e, value in integers_of(module) if value == len(wanted))
-        for name, module in names[:_NEAR]:
+
+    def _guesses(self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> Iterator[Candidate]:
+        """Yield the integers nearby that are as large as any axis was: an expression may have been made of them."""
+        named = [(self._names[id(m)], m) for m in mismatch.modules if id(m) in self._names]
+        for name, module in named[:_NEAR]:
             for attribute, element, value in integers_of(module):
                 yield from ((name, attribute, element, labels) for labels in axes.changed(name, value, alive))
 

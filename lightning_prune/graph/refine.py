@@ -280,7 +280,7 @@ class _Search:
             Whether they were bound.
         """
         self.mended = True
-        unexplained = all(met is None for failure in failures for met, _ in failure.axes)
+        unexplained = all(f.is_size and met is None for f in failures for met, _ in f.axes or [(None, None)])
         for partner in self._partners(members[0]) if unexplained else ():
             alive = self.sampler.alive([*self.accepted, members[0]], together=partner)
             if not self.known.integers.learn(self.closure, self.units, alive):

@@ -5,6 +5,7 @@ Only plain cases are taken (contiguous, shapes that fit); anything else, and eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
         return None
     if name in _IN_PLACE:
         return x
-    if name in _SAME_SHAPE:
+    if name in _SAME_SHAPE and args.get("dtype") is None:
         fits = name not in _CHANNELS_FIRST and name != "aten::layer_norm"
         return make_fake(mode, x, x.shape) if fits or _norm_fits(name, x, args) else None
     if name in _PAIRS and func._overloadname == "Tensor":
@@ -132,7 +133,93 @@ def _recurrent(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int
     return tuple(make_fake(mode, x, shape) for shape in ((*x.shape[:2], outputs), *(s.shape for s in states)))
 
 
-_SPECIAL: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Tensor | None]] = {
+# Ops that move data: the result counts as contiguous. Whether a view of it is legal is a matter of strides, which
+# removing channels does not change.
+
+
+def _view(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    shape = list(args.get("size", args.get("shape", (0,))))  # an overload takes a dtype
+    known = math.prod(n for n in shape if n != -1)
+    if shape.count(-1) > 1 or (-1 in shape and (not known or x.numel() % known)) or 0 in shape:
+        return None
+    shape = [x.numel() // known if n == -1 else n for n in shape]
+    return make_fake(mode, x, shape) if math.prod(shape) == x.numel() and min(shape, default=1) > 0 else None
+
+
+def _flatten(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    first, last = args["start_dim"] % max(x.dim(), 1), args["end_dim"] % max(x.dim(), 1)
+    if not x.dim() or first > last:
+        return None
+    return make_fake(mode, x, (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
+
+
+def _unflatten(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    dim, sizes = args["dim"] % max(x.dim(), 1), list(args["sizes"])
+    known = math.prod(n for n in sizes if n != -1)
+    if sizes.count(-1) > 1 or known <= 0 or (-1 in sizes and x.shape[dim] % known):
+        return None
+    sizes = [x.shape[dim] // known if n == -1 else n for n in sizes]
+    fits = math.prod(sizes) == x.shape[dim]
+    return make_fake(mode, x, (*x.shape[:dim], *sizes, *x.shape[dim + 1 :])) if fits else None
+
+
+def _permute(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    dims = [d % x.dim() for d in args["dims"]] if x.dim() else []
+    return make_fake(mode, x, [x.shape[d] for d in dims]) if sorted(dims) == list(range(x.dim())) else None
+
+
+def _transpose(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    if x.dim() < 2 or not (-x.dim() <= args["dim0"] < x.dim() and -x.dim() <= args["dim1"] < x.dim()):
+        return None
+    shape = list(x.shape)
+    i, j = args["dim0"], args["dim1"]
+    shape[i], shape[j] = shape[j], shape[i]
+    return make_fake(mode, x, shape)
+
+
+def _unsqueeze(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    dim = args["dim"] % (x.dim() + 1)
+    return make_fake(mode, x, (*x.shape[:dim], 1, *x.shape[dim:]))
+
+
+def _select(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    dim = args["dim"] % max(x.dim(), 1)
+    if not x.dim() or not -x.shape[dim] <= args["index"] < x.shape[dim]:
+        return None
+    return make_fake(mode, x, (*x.shape[:dim], *x.shape[dim + 1 :]))
+
+
+def _slice(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    dim = args["dim"] % max(x.dim(), 1)
+    if not x.dim():
+        return None
+    count = len(range(x.shape[dim])[args["start"] : args["end"] : args["step"]])
+    return make_fake(mode, x, (*x.shape[:dim], count, *x.shape[dim + 1 :]))
+
+
+def _unbind(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> list[Tensor] | None:
+    dim = args["dim"] % max(x.dim(), 1)
+    shape = (*x.shape[:dim], *x.shape[dim + 1 :])
+    return [make_fake(mode, x, shape) for _ in range(x.shape[dim])] if x.dim() else None
+
+
+def _matmul(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    y = args["other"] if "other" in args else args["mat2"]
+    fits = x.dim() == y.dim() >= 2 and x.shape[:-2] == y.shape[:-2] and x.shape[-1] == y.shape[-2]
+    return make_fake(mode, x, (*x.shape[:-1], y.shape[-1])) if fits and x.dtype == y.dtype else None
+
+
+_SPECIAL: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Any]] = {
     "aten::linear": _linear,
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
+    **dict.fromkeys(("aten::view", "aten::reshape", "aten::_unsafe_view"), _view),
+    "aten::flatten": _flatten,
+    "aten::unflatten": _unflatten,
+    "aten::permute": _permute,
+    "aten::transpose": _transpose,
+    "aten::unsqueeze": _unsqueeze,
+    "aten::select": _select,
+    "aten::slice": _slice,
+    "aten::unbind": _unbind,
+    **dict.fromkeys(("aten::matmul", "aten::bmm", "aten::mm"), _matmul),
 }
