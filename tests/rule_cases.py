@@ -12,6 +12,7 @@ Here are the ops that act on each entry, that move entries, and that look them u
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,17 @@ def axes(text: str) -> frozenset[tuple[int, int]]:
     return frozenset((int(a), int(b)) for a, b in (word.split(".") for word in text.split()))
 
 
+def quiet(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a call of something deprecated that does not say so."""
+
+    def silent(*inputs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return call(*inputs)
+
+    return silent
+
+
 def words(text: str) -> list[str]:
     return text.split()
 
@@ -78,17 +90,6 @@ def aten(name: str, *given: Any) -> Callable[..., Any]:
 
 def in_place(name: str, *given: Any) -> Callable[..., Any]:
     return lambda x, *more: getattr(A, name)(x.clone(), *more, *given)
-
-
-def constant(name: str) -> Callable[[Tensor], Tensor]:
-    """Return a call that meets a constant as long as its input; of a random one, only that it is finite shows."""
-
-    def call(x: Tensor) -> Tensor:
-        value = (2.0,) if "full" in name else ()
-        made = getattr(x if "new" in name else torch, name)([x.shape[1]], *value)
-        return x + (made * 0).nan_to_num() if name in words("rand randn empty new_empty") else x * made
-
-    return call
 
 
 def parts(live: Live) -> list[int]:
@@ -123,12 +124,12 @@ GIVEN: dict[str, tuple[Any, ...]] = {
 UNARY = words("""
     hardswish hardsigmoid hardtanh relu6 selu celu gelu silu mish relu log_sigmoid log_sigmoid_forward softplus square
     nan_to_num isnan isinf isfinite absolute negative abs real positive resolve_conj resolve_neg contiguous clone alias
-    detach logical_not zeros_like ones_like lift lift_fresh _to_copy
+    detach logical_not zeros_like ones_like lift lift_fresh _to_copy _neg_view _lazy_clone zero
 """)
 IN_PLACE = words("""
     hardswish_ hardsigmoid_ hardtanh_ relu6_ celu_ gelu_ silu_ mish_ relu_ square_ nan_to_num_ zero_ detach_ eq_ gt_
 """)
-BINARY = words("divide multiply subtract true_divide floor_divide remainder fmod arctan2 ldexp type_as")
+BINARY = words("divide multiply subtract true_divide floor_divide remainder fmod arctan2 ldexp rsub _add_relu")
 COMPLEX = torch.complex(torch.arange(24.0).view(4, 6), torch.ones(4, 6)).to(torch.complex128)
 
 POINTWISE = {
@@ -155,6 +156,24 @@ POINTWISE = {
     "max of two": case(torch.max, (4, 6), (6,)),
     "min of two": case(torch.min, (4, 6), (6,)),
     "bernoulli": case(lambda x: A.bernoulli((x > 0).double()), (4, 6)),
+    "type_as": case(lambda x, y: x.type_as(y.float()), (6,), (3, 4, 5, 2)),
+    "add, into a result": case(lambda x, y: torch.add(x, y, out=torch.empty_like(x)), (4, 6), (6,)),
+    "mul, into a part of a result": case(
+        lambda n, x, y: torch.mul(x[:, : n.along(0, 1, 0, 4)], y, out=torch.zeros_like(x)[:, : n.along(0, 1, 0, 4)]),
+        (4, 6),
+        (4,),
+        sized=True,
+    ),
+    "add_, to a half": case(lambda x: x.clone().chunk(2, 1)[0].add_(x.chunk(2, 1)[1]), (4, 12), literal=True),
+    "__irshift__": case(lambda x: A.__irshift__((x * 9).long(), 1), (4, 6)),
+    "random": case(lambda x: A.random(x, 0, 1), (4, 6)),
+    "uniform": case(lambda x: A.uniform(x, 1.0, 1.0), (4, 6)),
+    "exponential": case(lambda x: A.exponential(x) >= 0, (4, 6)),
+    "cauchy": case(lambda x: A.cauchy(x).isnan(), (4, 6)),
+    "geometric": case(lambda x: A.geometric(x, 0.5) > 0, (4, 6)),
+    "log_normal": case(lambda x: A.log_normal(x) > 0, (4, 6)),
+    "_standard_gamma": case(lambda x: A._standard_gamma(x.abs() + 1) > 0, (4, 6)),
+    "randint_like": case(lambda x: torch.randint_like(x, 1), (4, 6)),
     "rand_like": case(lambda x: torch.rand_like(x) >= 0, (4, 6)),
     "randn_like": case(lambda x: torch.randn_like(x).isnan(), (4, 6)),
     "exponential_": case(lambda x: A.exponential_(x.clone()) >= 0, (4, 6)),
@@ -189,8 +208,7 @@ MOVEMENT = {
     "unsqueeze_": case(in_place("unsqueeze_", 1), (4, 6)),
     "permute": case(lambda x: x.permute(2, 0, -2), (4, 5, 6)),
     "transpose": case(lambda x: x.transpose(-1, 1), (4, 5, 6)),
-    "swapaxes": case(lambda x: A.swapaxes(x, 1, 2), (4, 5, 6)),
-    "swapdims": case(lambda x: A.swapdims(x, 1, 2), (4, 5, 6)),
+    "swapaxes": case(lambda x: x.swapaxes(1, 2), (4, 5, 6)),
     "transpose_": case(in_place("transpose_", 1, 2), (4, 5, 6)),
     "swapaxes_": case(in_place("swapaxes_", 1, 2), (4, 5, 6)),
     "swapdims_": case(in_place("swapdims_", 1, 2), (4, 5, 6)),
@@ -200,7 +218,31 @@ MOVEMENT = {
     "expand_as": case(lambda x, y: x.expand_as(y) + y, (1, 6), (4, 6)),
     "broadcast_to": case(lambda x: A.broadcast_to(x, [3, 4, x.shape[1]]), (1, 6)),
     "repeat": case(lambda x: x.repeat(2, 1, 3), (4, 6)),
-    "repeat_interleave": case(lambda x: x.repeat_interleave(2, 1), (4, 6)),
+    "repeat, a constant as often as there are channels": case(
+        lambda x: x * torch.ones(1, 1).repeat(1, x.shape[1]), (4, 6)
+    ),
+    "repeat_interleave": case(lambda x: A.repeat_interleave(x, 2, 1), (4, 6)),
+    "repeat_interleave, of all": case(lambda x: A.repeat_interleave(x, 2), (4, 6)),
+    "repeat_interleave, as data says": case(
+        lambda x: A.repeat_interleave(x, torch.tensor([1, 0, 3, 1]), 0), (4, 6), frozen="0.0"
+    ),
+    "view, of another type": case(lambda x: x.view(torch.int64), (4, 6)),
+    "view, of a smaller type": case(lambda x: x.view(torch.float32), (4, 6), frozen="0.1"),
+    "as_strided, as it is": case(lambda x: x.as_strided(x.shape, x.stride()), (4, 6)),
+    "as_strided": case(lambda x: x.as_strided((3, 2), (7, 1)), (4, 6), frozen="0.0 0.1"),
+    "unfold": case(lambda x: x.unfold(1, 2, 2), (4, 6, 5), frozen="0.1"),
+    "_stack": case(lambda *x: A._stack(x, 1), (4, 6), (4, 6)),
+    "hstack": case(lambda *x: torch.hstack(x), (4, 3), (4, 5)),
+    "dstack": case(lambda *x: torch.dstack(x), (4, 3), (4, 3)),
+    "column_stack": case(lambda *x: torch.column_stack(x), (4, 3), (4,)),
+    "tile": case(lambda x: x.tile(2, 3), (4, 6)),
+    "movedim": case(lambda x: x.movedim(1, -1), (4, 5, 6)),
+    "flipud": case(torch.flipud, (4, 6)),
+    "tensor_split at indices": case(lambda x: x.tensor_split((4, 8), 1), (4, 12), literal=True),
+    "squeeze, several": case(lambda x: x.squeeze((0, 2)), (1, 6, 1, 4)),
+    "broadcast_tensors": case(lambda x, y: sum(torch.broadcast_tensors(x, y)), (4, 1, 6), (5, 6)),
+    **{f"rot90, {k}": case(lambda x, k=k: torch.rot90(x, k, (1, 2)), (4, 5, 6)) for k in range(-1, 4)},
+    "permute_copy": case(lambda x: A.permute_copy(x, [2, 0, 1]), (4, 5, 6)),
     "slice": case(lambda n, x: x[:, n.along(0, 1, 0, 2) : n.along(0, 1, 0, 7)], (4, 9), sized=True),
     "slice, from the end": case(lambda n, x: x[:, -n.along(0, 1, 4, 9) :], (4, 9), sized=True),
     "narrow": case(lambda n, x: A.narrow(x, 1, n.along(0, 1, 0, 2), n.along(0, 1, 2, 7)), (4, 9), sized=True),
@@ -216,37 +258,4 @@ MOVEMENT = {
     "constant_pad_nd, cropped": case(lambda n, x: F.pad(x, (-n.along(0, 1, 0, 2), 1)), (4, 9), sized=True),
     "roll": case(lambda x: x.roll(1, 1), (4, 6), literal=True),
     "flip": case(lambda x: x.flip(1), (4, 9)),
-    "pixel_shuffle": case(lambda x: F.pixel_shuffle(x, 2), (2, 12, 3, 3), frozen="0.2 0.3"),
-    "pixel_unshuffle": case(lambda x: F.pixel_unshuffle(x, 2), (2, 6, 4, 4), frozen="0.2 0.3"),
-    "channel_shuffle": case(lambda x: F.channel_shuffle(x, 3), (2, 12, 3, 3)),
-    "native_channel_shuffle": case(lambda x: A.native_channel_shuffle(x, 3), (2, 12, 3, 3)),
-}
-
-ROWS = torch.tensor([[0, 3, 8], [1, 1, 7]])
-SIX, FIVE = torch.tensor([5, 0, 3]), torch.tensor([4, 1, 1])
-OFFSETS = torch.tensor([0, 4])
-CONSTANTS = words("zeros ones new_zeros new_ones full new_full rand randn empty new_empty")
-
-INDEXING = {
-    **{f"{name}, as long as its partner": case(constant(name), (4, 6)) for name in CONSTANTS},
-    "_embedding_bag": case(lambda w: A._embedding_bag(w, ROWS.flatten(), OFFSETS)[0], (9, 6), frozen="0.0"),
-    "_embedding_bag_forward_only": case(
-        lambda w: A._embedding_bag_forward_only(w, ROWS.flatten(), OFFSETS)[0], (9, 6), frozen="0.0"
-    ),
-    "embedding": case(lambda w: F.embedding(ROWS, w), (9, 6), frozen="0.0"),
-    "embedding_bag": case(lambda w: F.embedding_bag(ROWS, w), (9, 6), frozen="0.0"),
-    "index": case(lambda x: x[:, SIX], (4, 6, 5), frozen="0.1"),
-    "index, two apart": case(lambda x: x[FIVE % 4, :, FIVE], (4, 6, 5), frozen="0.0 0.2"),
-    "index, two adjacent": case(lambda x: x[:, SIX[:, None], FIVE[:2]], (4, 6, 5), frozen="0.1 0.2"),
-    "index by a mask": case(lambda x: x[:, torch.arange(6) > 2], (4, 6, 5), frozen="0.0 0.1 0.2"),
-    "_unsafe_index": case(lambda x: A._unsafe_index(x, [None, SIX]), (4, 6, 5), frozen="0.1"),
-    "index_select": case(lambda x: x.index_select(-1, SIX), (4, 6), frozen="0.1"),
-    "gather": case(lambda x: x.gather(1, torch.zeros_like(x[:, :2]).long() + 1), (4, 6, 5), frozen="0.1"),
-    "take_along_dim": case(
-        lambda x: A.take_along_dim(x, torch.zeros_like(x[:, :2]).long() + 1, 1), (4, 6, 5), frozen="0.1"
-    ),
-    "scalar_tensor": case(lambda x: x * torch.scalar_tensor(2.0).double(), (4, 6)),
-    "arange": case(lambda x: x + torch.arange(6), (4, 6), frozen="0.1"),
-    "linspace": case(lambda x: x + torch.linspace(0, 1, 6), (4, 6), frozen="0.1"),
-    "eye": case(lambda x: x + torch.eye(4, 6), (4, 6), frozen="0.0 0.1"),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.rule_cases import A, RuleCase, aten, case, in_place, words
+from tests.rule_cases import A, aten, case, in_place, words
 
 product = partial(case, product=True)
 PLAIN, TRANSPOSED = ([1], [0], [1], False, [0], 1), ([1], [0], [1], True, [0], 1)
@@ -28,7 +28,18 @@ CONTRACTION = {
     "addmm": product(torch.addmm, (7,), (5, 6), (6, 7)),
     "addmv": product(torch.addmv, (5,), (5, 6), (6,)),
     "baddbmm": product(torch.baddbmm, (4, 1, 7), (4, 5, 6), (4, 6, 7)),
-    "addbmm": product(torch.addbmm, (5, 7), (4, 5, 6), (4, 6, 7)),
+    "addbmm": product(torch.addbmm, (5, 7), (4, 5, 6), (4, 6, 7), pooled="1.0 2.0"),
+    "addr": case(torch.addr, (1, 6), (4,), (6,)),
+    "_addmm_activation": product(A._addmm_activation, (7,), (5, 6), (6, 7)),
+    "_int_mm": product(lambda a, b: A._int_mm(a.to(torch.int8), b.to(torch.int8)), (32, 8), (8, 16)),
+    "sparse mm": product(
+        lambda a, b: torch.sparse.mm(a.detach().to_sparse(), b), torch.eye(5).double(), (5, 7), frozen="0.0 0.1 1.0"
+    ),
+    "bilinear": product(F.bilinear, (5, 6), (5, 4), (7, 6, 4), (7,)),
+    "tensordot": product(lambda a, b: torch.tensordot(a, b, ([2, 1], [0, 1])), (3, 4, 6), (6, 4, 5)),
+    "inner": product(torch.inner, (5, 6), (7, 6)),
+    "outer": product(torch.outer, (5,), (6,)),
+    "multi_dot": product(lambda *m: torch.linalg.multi_dot(m), (3, 4), (4, 6), (6, 5)),
     "einsum": product(lambda a, b: torch.einsum("bik,bkj->bji", a, b), (4, 5, 6), (4, 6, 7)),
     "einsum, ellipsis": product(lambda a, b: torch.einsum("...i,ji", a, b), (4, 5, 6), (7, 6)),
     "einsum, diagonal": product(lambda a: torch.einsum("bii->bi", a), (4, 5, 5), frozen="0.1 0.2"),
@@ -52,6 +63,13 @@ CONTRACTION = {
         (2, 12, 5, 6),
         (2, 4, 7, 6),
         (2, 4, 7, 3),
+        frozen="0.2 1.2 2.2",
+    ),
+    "_scaled_dot_product_flash_attention_for_cpu": product(
+        lambda q, k, v: A._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=0.3),
+        (2, 4, 5, 6),
+        (2, 4, 7, 6),
+        (2, 4, 7, 6),
         frozen="0.2 1.2 2.2",
     ),
     "conv1d": product(F.conv1d, (2, 6, 7), (5, 6, 3), (5,), frozen="0.2 1.2"),
@@ -143,45 +161,23 @@ NORMALIZATION = {
     "median": case(lambda x: torch.median(x, 1), (4, 6, 5), frozen="0.1"),
     "nanmedian": case(lambda x: torch.nanmedian(x, 1), (4, 6, 5), frozen="0.1"),
     "median of all": case(torch.median, (4, 6), frozen="0.0 0.1"),
-    "quantile": case(lambda x: torch.quantile(x, 0.3, 1), (4, 6, 5), frozen="0.0 0.1 0.2"),
+    "quantile": case(lambda x: torch.quantile(x, 0.3, 1), (4, 6, 5), frozen="0.1"),
+    "nanquantile": case(lambda x: torch.nanquantile(x, 0.3, 2), (4, 6, 5), frozen="0.2"),
+    "cumprod_": case(in_place("cumprod_", 1), (4, 6, 5), frozen="0.1"),
     "msort": case(A.msort, (4, 6, 5), frozen="0.0"),
+    "_weight_norm_interface": case(lambda v, g: torch._weight_norm(v, g, 0), (4, 6, 5), (4, 1, 1), pooled="0.1 0.2"),
+    "_weight_norm_interface, the last axis": case(
+        lambda v, g: torch._weight_norm(v, g, 2), (4, 6, 5), (1, 1, 5), pooled="0.0 0.1"
+    ),
     "renorm": case(lambda x: torch.renorm(x, 2, 1, 1.0), (4, 6, 5), pooled="0.0 0.2"),
 }
 
 OVER_LIST = words("mean sum nansum nanmean amax amin var std logsumexp var_mean std_mean")
 OVER_ONE = words("prod all any count_nonzero")
-RESIZE = words("upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa")
-IMAGE = (2, 6, 4, 4)
-
-
-def spatial(rank: int) -> dict[str, RuleCase]:
-    """Pooling, padding and upsampling over the last axes."""
-    frozen = " ".join(f"0.{2 + d}" for d in range(rank))
-    given: dict[str, Any] = {
-        "avg_pool{}d": 2,
-        "max_pool{}d": 2,
-        "max_pool{}d_with_indices": 2,
-        "adaptive_avg_pool{}d": 2,
-        "adaptive_max_pool{}d": 2,
-        "upsample_nearest{}d": 8,
-        "_upsample_nearest_exact{}d": 8,
-        "reflection_pad{}d": (1, 1),
-        "replication_pad{}d": (1, 1),
-    }
-    if rank > 1:
-        given["_adaptive_avg_pool{}d"] = 2
-    sizes = {n: list(v) * rank if isinstance(v, tuple) else [v] * rank for n, v in given.items()}
-    return {
-        n.format(rank): case(aten(n.format(rank), size), (2, 6, *[4] * rank), frozen=frozen)
-        for n, size in sizes.items()
-    }
-
 
 REDUCTION = {
     **{name: case(aten(name, [1]), (4, 6, 5), pooled="0.1") for name in OVER_LIST},
     **{name: case(aten(name, 1), (4, 6, 5), pooled="0.1") for name in OVER_ONE},
-    **{name: c for rank in (1, 2, 3) for name, c in spatial(rank).items()},
-    **{name: case(aten(name, [8, 8], False), IMAGE, frozen="0.2 0.3") for name in RESIZE},
     "mean, axis kept": case(lambda x: x.mean((1, 2), keepdim=True), (4, 6, 5), pooled="0.1 0.2"),
     "sum of all": case(torch.sum, (4, 6), pooled="0.0 0.1"),
     "norm": case(lambda x: A.norm(x, 2, [1]), (4, 6, 5), pooled="0.1"),
@@ -192,25 +188,4 @@ REDUCTION = {
     "aminmax": case(lambda x: A.aminmax(x, dim=1), (4, 6, 5), pooled="0.1"),
     "argmax": case(lambda x: x.argmax(1), (4, 6, 5), frozen="0.1"),
     "argmin": case(lambda x: x.argmin(1, keepdim=True), (4, 6, 5), frozen="0.1"),
-    "upsample_linear1d": case(lambda x: A.upsample_linear1d(x, [8], False), (2, 6, 4), frozen="0.2"),
-    "upsample_trilinear3d": case(
-        lambda x: A.upsample_trilinear3d(x, [6, 6, 6], False), (2, 6, 3, 3, 3), frozen="0.2 0.3 0.4"
-    ),
-    "grid_sampler_2d": case(
-        lambda x: A.grid_sampler_2d(x, torch.ones(1, 3, 3, 2).double().expand(x.shape[0], -1, -1, -1) / 3, 0, 0, False),
-        IMAGE,
-        frozen="0.2 0.3",
-    ),
-    "grid_sampler_3d": case(
-        lambda x: A.grid_sampler_3d(
-            x, torch.ones(1, 2, 2, 2, 3).double().expand(x.shape[0], -1, -1, -1, -1) / 3, 0, 0, False
-        ),
-        (2, 6, 3, 3, 3),
-        frozen="0.2 0.3 0.4",
-    ),
-    "fractional_max_pool2d": case(
-        lambda x: A.fractional_max_pool2d(x, [2, 2], [2, 2], torch.full((*x.shape[:2], 2), 0.3).double()),
-        IMAGE,
-        frozen="0.2 0.3",
-    ),
 }

@@ -111,6 +111,48 @@ def sum_of_ones(x: Tensor) -> Tensor:
     return torch.einsum("i,i->", ones, ones)
 
 
+def marked(*lines: str) -> Function:
+    """Return a product with a vector of zeros `m`, as long as there are channels, that the lines write to."""
+
+    def call(_: Any, x: Tensor) -> Tensor:
+        names = {"m": x.new_zeros(x.shape[1]), "x": x, "torch": torch}
+        for line in lines:
+            exec(line, names)
+        return x * (names["m"] + 1).view(1, -1, 1, 1)  # type: ignore[union-attr]  # a tensor
+
+    return call
+
+
+def positions(_: Any, x: Tensor) -> Tensor:
+    table = x.new_zeros(8, x.shape[1])
+    table[:, 0::2] = torch.arange(8.0).to(x).sin()[:, None]
+    return x + table.T[None, :, :, None]
+
+
+def share_of_ones(_: Any, x: Tensor) -> Tensor:
+    ones = x.new_zeros(x.shape[1])
+    ones[:4] = 1
+    return x * ones.mean()
+
+
+def shifted_rows(_: Any, x: Tensor) -> Tensor:
+    y = x.new_zeros(x.shape)
+    y[:, :, 1:] = x[:, :, :-1]
+    return y
+
+
+def filled(_: Any, x: Tensor) -> Tensor:
+    y = x.new_empty(x.shape)
+    y.copy_(x)
+    return y + y.view(-1).view(x.shape)
+
+
+def mixed(_: Any, x: Tensor) -> Tensor:
+    weights = x.new_zeros(x.shape[1], x.shape[1])
+    weights.fill_diagonal_(1.0)
+    return torch.einsum("bchw,cd->bdhw", x, weights)
+
+
 WHOLE = (0, 16)
 TRAPS = {
     # what is done to one part is not done to another
@@ -126,6 +168,25 @@ TRAPS = {
     ),
     "a mask by position": trap(lambda _, x: torch.where((torch.arange(16) < 4).view(1, -1, 1, 1), x * 2, x)),
     "taken by a permutation": trap(lambda self, x: x[:, self.order], order=lambda _: torch.randperm(16)),
+    # constants that are overwritten in part
+    "ones in a part": trap(marked("m[:4] = 1")),
+    "ones in a part of a view": trap(marked("m = x.new_zeros(x.shape[1], 2)", "m.view(-1)[:5] = 1", "m = m[:, 0]")),
+    "ones through an earlier view": trap(marked("v = m.view(1, -1)", "m[:4] = 1", "m = v[0]")),
+    "ones through a detached one": trap(marked("m.detach()[:4] = 1")),
+    "ones at every second": trap(marked("m[::2] += 1")),
+    "positions added in place": trap(marked("m.add_(torch.arange(16).to(x))")),
+    "positions copied": trap(marked("m.copy_(torch.arange(16))")),
+    "a product written into a part": trap(marked("torch.mul(m[:4] + 1, 2, out=m[:4])")),
+    "ones at an index": trap(marked("m[torch.tensor([1, 5])] = 1")),
+    "a sinusoid written by columns": trap(positions),
+    "the share of ones": trap(share_of_ones),
+    "a diagonal filled": trap(mixed),
+    "rows shifted": trap(shifted_rows, WHOLE),
+    "copied whole": trap(filled, WHOLE),
+    "bytes as integers": trap(lambda _, x: x.view(torch.int64).view(torch.float64) * 1, WHOLE),
+    "bytes as halves": trap(
+        lambda _, x: x.movedim(1, -1).contiguous().view(torch.float32).view(torch.float64).movedim(-1, 1)
+    ),
     # what holds for pairs
     "even and odd": trap(lambda _, x: x[:, ::2] * x[:, 1::2], (0, 8), read=8),
     "rotated by half": trap(rotated, (0, 8)),
@@ -218,6 +279,19 @@ class CountsAlike(nn.Module):
         return self.out((x / self.temperature).flatten(2))
 
 
+class CountsTwice(nn.Module):
+    """One integer counts heads, and something of another layer that may not change."""
+
+    def __init__(self, function: Callable[[int, nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.number, self.function = 4, function
+        self.embed, self.out, self.other = nn.Linear(7, 24), nn.Linear(24, 5), nn.Linear(7, 24)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.out((self.embed(x).unflatten(2, (self.number, 6)) * 2).flatten(2))
+        return y, self.function(self.number, self.other, x)
+
+
 class Attention(nn.Module):
     """The scale of attention is what `score` makes of queries and keys."""
 
@@ -295,6 +369,15 @@ class TokenNorm(nn.Module):
 HEADS = "q_(0, 24)_out_3_in_1_heads"
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]]] = {
     "three integers of one value": (CountsAlike, (2, 9, 7), {"embed_(0, 32)_out_1_in_1": 8}),
+    **{
+        f"heads and {what}": (lambda function=function: CountsTwice(function), (2, 9, 7), units)
+        for what, (function, units) in {
+            "groups of a norm": (lambda n, other, x: F.group_norm(other(x).mT, n), {}),
+            "a padding": (lambda n, _, x: F.pad(x, (0, 0, n, 9 - n)), {}),
+            "the start of tokens": (lambda n, _, x: x[:, n : n + 3], {}),
+            "the start of channels": (lambda n, other, x: other(x)[..., n : n + 9], {"other_(13, 24)_out_1_in_0": 11}),
+        }.items()
+    },
     "attention scaled by its head_dim": (
         lambda: Attention(F.scaled_dot_product_attention),
         (2, 9, 7),

@@ -18,14 +18,25 @@ from lightning_prune.graph.closure import BoolArray, close
 from lightning_prune.graph.labels import ANY, Axis, is_labelled
 from lightning_prune.graph.rules import RULES, indexing
 from lightning_prune.graph.trace import trace_model
-from tests.rule_cases import INDEXING, MOVEMENT, POINTWISE, A, Live, RuleCase, case
+from tests.rule_cases import MOVEMENT, POINTWISE, A, Live, RuleCase, case
+from tests.rule_cases_matrices import LOSSES, MATRICES, QUANTIZED, SPECTRAL
+from tests.rule_cases_places import INDEXING, POOLING, SCATTER
 from tests.rule_cases_recurrent import RECURRENT
 from tests.rule_cases_sums import CONTRACTION, NORMALIZATION, REDUCTION
 
-CASES = {**POINTWISE, **MOVEMENT, **INDEXING, **CONTRACTION, **NORMALIZATION, **REDUCTION, **RECURRENT}
+TABLES = (
+    *(POINTWISE, MOVEMENT, INDEXING, SCATTER, POOLING, CONTRACTION, NORMALIZATION, REDUCTION, MATRICES, SPECTRAL),
+    *(LOSSES, QUANTIZED, RECURRENT),
+)
+CASES = {name: entry for table in TABLES for name, entry in table.items()}
+assert len(CASES) == sum(map(len, TABLES)), "two cases of one name"
 WITHOUT_CLAIM = (indexing.opaque, indexing.positional, indexing.constant, indexing.no_result)
 UNSEEN = {f"aten::{name}" for name in ("contiguous", "clone", "alias", "detach", "lift", "lift_fresh")}  # no events
-CUDA_ONLY = {"aten::cudnn_batch_norm"}
+FUSED = ("flash_attention", "efficient_attention", "cudnn_attention", "fused_attention_overrideable")
+CUDA_ONLY = {
+    *("aten::cudnn_batch_norm", "aten::_pin_memory"),
+    *(f"aten::_scaled_dot_product_{name}" for name in FUSED),
+}
 
 
 class Program(nn.Module):
@@ -159,20 +170,27 @@ def test_a_rule_freezes_no_more_and_no_less_than_it_must(traced: Traced) -> None
     assert traced.find(traced.pooled) == traced.case.pooled
 
 
+def test_no_case_meets_an_op_without_a_rule(traced: Traced) -> None:
+    assert traced.trace.unknown == {}
+
+
 MIXING = {
-    "scatter_add": case(lambda x: x.scatter_add(1, torch.zeros(4, 6).long(), x), (4, 6), frozen="0.0 0.1"),
-    "unfold": case(lambda x: x.unfold(1, 2, 2), (4, 6), frozen="0.0 0.1"),
-    "diagonal": case(lambda x: x.diagonal(), (4, 6), frozen="0.0 0.1"),
-    "index_fill_": case(lambda x: x.clone().index_fill_(1, torch.tensor([0, 2]), 1.0), (4, 6), frozen="0.0 0.1"),
     "masked_select": case(lambda x: x.masked_select(x > 0), (4, 6), frozen="0.0 0.1"),
     "positions of a condition": case(lambda x: torch.where(x > 0)[0], (4, 6), frozen="0.0 0.1"),
-    "put_, no rule": case(lambda x: x.clone().put_(torch.tensor([1]), x[0, :1]), (4, 6), frozen="0.0 0.1"),
-    "index_reduce_, no rule": case(
-        lambda x: x.clone().index_reduce_(1, torch.tensor([1]), x[:, :1], "amax"), (4, 6), frozen="0.0 0.1"
-    ),
-    "embedding_renorm_, no rule": case(
+    "put_": case(lambda x: x.clone().put_(torch.tensor([1]), x[0, :1]), (4, 6), frozen="0.0 0.1"),
+    "take": case(lambda x: x.take(torch.tensor([1])), (4, 6), frozen="0.0 0.1"),
+    "nonzero": case(torch.nonzero, (4, 6), frozen="0.0 0.1"),
+    "argwhere": case(torch.argwhere, (4, 6), frozen="0.0 0.1"),
+    "nonzero_static": case(lambda x: torch.nonzero_static(x, size=3), (4, 6), frozen="0.0 0.1"),
+    "unique": case(torch.unique, (4, 6), frozen="0.0 0.1"),
+    "unique along an axis": case(lambda x: torch.unique(x, dim=0), (4, 6), frozen="0.0 0.1"),
+    "unique_consecutive": case(torch.unique_consecutive, (4, 6), frozen="0.0 0.1"),
+    "histc": case(torch.histc, (4, 6), frozen="0.0 0.1"),
+    "histogram": case(lambda x: torch.histogram(x, 3), (4, 6), frozen="0.0 0.1"),
+    "embedding_renorm_": case(
         lambda w: A.embedding_renorm_(w.clone(), torch.tensor([1, 2]), 1.0, 2.0), (4, 6), frozen="0.0 0.1"
     ),
+    "_sample_dirichlet, no rule": case(lambda x: A._sample_dirichlet(x.abs()), (4, 6), frozen="0.0 0.1"),
 }
 
 

@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_prune.graph.labels import ANY, FIXED, Axis, LabelSpace, is_labelled
+from lightning_prune.graph.memory import Memory, follow, mark_written, written_dims
 
 __all__ = ["Call", "Rule", "axes_of", "bind_arguments", "set_axes", "tensors_in"]
 
 Rule = Callable[["Call"], None]
 _AXES = "_lightning_prune_axes"
 _PARAM = "_lightning_prune_param"
+_UNKNOWING = "written into a tensor without channels"
 _signatures: dict[Any, tuple[tuple[str, ...], dict[str, Any]]] = {}
 
 
@@ -83,10 +85,17 @@ class Call:
         out: What the op returned.
         space: Where labels are bound and frozen.
         module_names: `id(module) -> qualified name`, to say where something arose.
+        memory: Which tensors share memory.
     """
 
     def __init__(
-        self, name: str, args: Mapping[str, Any], out: Any, space: LabelSpace, module_names: Mapping[int, str]
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        out: Any,
+        space: LabelSpace,
+        module_names: Mapping[int, str],
+        memory: Memory | None = None,
     ) -> None:
         self.name = name
         self.args = args
@@ -96,17 +105,16 @@ class Call:
         self.costs: list[tuple[tuple[int, Axis], ...]] = []
         self.pins: list[tuple[Tensor, int]] = []
         self.before: tuple[tuple[int, ...], list[Axis]] | None = None
+        self.memory = memory or Memory()
+        self.inputs = tensors_in(args)  # in schema order
+        if self.memory.differs:
+            self.pins += [(t, d) for t in self.inputs for d in written_dims(t) if d < t.dim()]
 
     def __getitem__(self, name: str) -> Any:
         return self.args.get(name)
 
     def __contains__(self, name: str) -> bool:
         return name in self.args
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """Every tensor argument, in schema order."""
-        return tensors_in(self.args)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -126,8 +134,31 @@ class Call:
         return list(self.before[1]) if self.before else self.axes(tensor)
 
     def put(self, tensor: Tensor, axes: Sequence[Axis]) -> None:
-        """Set the axes of an output."""
+        """Set the axes of an output; one that is an argument too was written to, and keeps what else is known of it."""
+        if self.before is None and any(tensor is t for t in self.inputs):
+            axes = self._written(tensor, axes)
         set_axes(tensor, axes)
+        self.memory.watch(tensor, axes)
+
+    def _written(self, tensor: Tensor, axes: Sequence[Axis]) -> list[Axis]:
+        """Return the axes of a tensor that was written to, and tell those that share its memory."""
+        result = [
+            self._overwritten(old, new, size)
+            for old, new, size in zip(self.axes(tensor), axes, tensor.shape, strict=True)
+        ]
+        for other in self.memory.others(tensor):
+            known, differs = follow(other, axes_of(other), tensor, result, lambda a: self.freeze(a, _UNKNOWING))
+            set_axes(other, known)
+            mark_written(other, written_dims(other) | differs)
+            self.memory.differs |= bool(differs)
+        return result
+
+    def _overwritten(self, old: Axis, new: Axis, size: int) -> Axis:
+        if is_labelled(old):
+            return self.bind(old, new)
+        if old == FIXED or size == 1:
+            self.freeze(new, _UNKNOWING)
+        return FIXED if old == FIXED else new
 
     def bind(self, a: Axis, b: Axis) -> Axis:
         """Make two axes of equal length one (see `LabelSpace.bind`)."""
@@ -143,8 +174,13 @@ class Call:
         self.costs.append(sizes)
 
     def pin(self, tensor: Tensor, dim: int) -> None:
-        """Demand that an `ANY` axis keeps its size, since the value depends on its length."""
+        """Demand that an axis keeps its size, since the value depends on its length."""
         self.pins.append((tensor, dim))
+
+    def pin_unlabelled(self, tensor: Tensor, dim: int) -> None:
+        """Demand that an axis keeps its size unless its labels say how long it is."""
+        if not is_labelled(self.axes(tensor)[dim]):
+            self.pin(tensor, dim)
 
     def sized(self, tensor: Tensor, *dims: int) -> list[tuple[int, Axis]]:
         """Return `(size, axis)` of the given axes of a tensor, all of them when none is given."""

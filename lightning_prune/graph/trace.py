@@ -27,6 +27,7 @@ from lightning_prune.graph.call import (
 )
 from lightning_prune.graph.generators import drawing_alike
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace
+from lightning_prune.graph.memory import Memory, mark_written, written_dims
 from lightning_prune.graph.rules import RULES, RuleEntry
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
@@ -72,6 +73,7 @@ class Event:
         name: Schema name without overload.
         entry: Its rule.
         scalars: Arguments that are neither tensors nor sizes.
+        sizes: Arguments that are sizes, of an op that takes indices.
         inputs: Which value each tensor argument is.
         in_axes: Axes of each tensor argument before the op.
         out_axes: Axes of each tensor result.
@@ -86,6 +88,7 @@ class Event:
     name: str
     entry: RuleEntry
     scalars: tuple[tuple[str, Any], ...]
+    sizes: tuple[Any, ...]
     inputs: tuple[Any, ...]
     in_axes: tuple[tuple[Axis, ...], ...]
     in_shapes: tuple[tuple[int, ...], ...]
@@ -154,6 +157,8 @@ class Walk(TorchDispatchMode):
             return entry
         if torch.Tag.pointwise in func.tags:
             return _POINTWISE
+        if name.endswith("_copy"):  # of a view, as functional programs have them
+            return RULES.get(name.removesuffix("_copy"))
         if name.startswith("aten::") and name.endswith("_") and not name.endswith("__"):
             same = getattr(torch.ops.aten, name[6:-1], None)  # the op that is not in place
             if name[:-1] not in RULES and same and torch.Tag.pointwise in getattr(same, same.overloads()[0]).tags:
@@ -196,23 +201,6 @@ def name_tensor(tensor: Tensor, name: Any) -> None:
     setattr(tensor, _IDENTITY, name)
 
 
-def scalars_of(entry: RuleEntry, args: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return the arguments that must be equal in the dense and the pruned program."""
-    return tuple(
-        (name, tree_map(_blank, value) if _holds_tensor(value) else value)
-        for name, value in args.items()
-        if name not in entry.sizes and not isinstance(value, Tensor)
-    )
-
-
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value)
-
-
-def _blank(value: Any) -> Any:
-    return "tensor" if isinstance(value, Tensor) else value
-
-
 class Recorder(Walk):
     """Label axes by the rules and log every op."""
 
@@ -228,6 +216,7 @@ class Recorder(Walk):
         self.space = space
         self.module_names = module_names
         self.outside = outside
+        self.memory = Memory()
         self.events: list[Event] = []
         self.read: set[Any] = set()
         self.leaked: set[str] = set()
@@ -236,6 +225,8 @@ class Recorder(Walk):
     def carry(self, source: Tensor, out: Tensor) -> None:
         """Copies have the axes of their source."""
         set_axes(out, axes_of(source))
+        self.memory.watch(out, axes_of(out))
+        mark_written(out, written_dims(source))
         if is_weight(source):
             mark_weight(out)
 
@@ -243,7 +234,7 @@ class Recorder(Walk):
         self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
     ) -> Any:
         """Apply the rule and log the op."""
-        call = Call(name, args, out, self.space, self.module_names)
+        call = Call(name, args, out, self.space, self.module_names, self.memory)
         call.before = before
         tensors = call.inputs
         for tensor in tensors:
@@ -263,7 +254,8 @@ class Recorder(Walk):
             Event(
                 name,
                 entry,
-                scalars_of(entry, args),
+                entry.scalars(args, in_axes),
+                entry.taken(args),
                 inputs,
                 in_axes,
                 tuple(tuple(t.shape) for t in tensors),

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from lightning_prune.graph.rules import contraction, indexing, movement, normalization, pointwise, recurrent, reduction
+from lightning_prune.graph.rules import (
+    attention,
+    contraction,
+    indexing,
+    linalg,
+    loss,
+    movement,
+    normalization,
+    pointwise,
+    pooling,
+    recurrent,
+    reduction,
+    scatter,
+    spectral,
+)
 from lightning_prune.graph.rules.table import RULES, RuleEntry, rule
 
 __all__ = [
     "RULES",
     "RuleEntry",
+    "attention",
     "contraction",
     "indexing",
+    "linalg",
+    "loss",
     "movement",
     "normalization",
     "pointwise",
+    "pooling",
     "recurrent",
     "reduction",
     "rule",
+    "scatter",
+    "spectral",
 ]

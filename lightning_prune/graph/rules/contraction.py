@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_prune.graph.call import Call, is_weight
 from lightning_prune.graph.labels import ANY, Axis, is_labelled
 from lightning_prune.graph.rules.movement import reshape_axes
+from lightning_prune.graph.rules.normalization import renormalize
 from lightning_prune.graph.rules.table import rule
 
 
@@ -45,7 +46,7 @@ def linear(call: Call) -> None:
     call.count(*rows, inner, (w.shape[0], out_axis))
 
 
-@rule("mm bmm matmul mv dot vdot")
+@rule("mm bmm matmul mv dot vdot _int_mm")
 def matmul(call: Call) -> None:
     """`[..., n, k] x [..., k, m] -> [..., n, m]`, vectors and broadcast batch axes included."""
     a = call["self"]
@@ -62,7 +63,7 @@ def _matmul(call: Call, a: Tensor, b: Tensor) -> list[Axis]:
         right = [*right[:-1], call.sized(b, -1)[0]]
     batch_left, rows = left[:-1], left[-1:]
     batch_right, columns = right[:-1], right[-1:]
-    batch = _broadcast(call, [batch_left, batch_right])
+    batch = broadcast(call, [batch_left, batch_right])
     if not (is_weight(a) or is_weight(b)):
         mark_attention(call, [axis for _, axis in batch], [contracted, *(axis for _, axis in columns)])
     call.count(*batch, *rows, *columns, (a.shape[-1], contracted))
@@ -77,7 +78,7 @@ def mark_attention(call: Call, batch: Sequence[Axis], inner: Sequence[Axis]) -> 
         call.space.mark("head_dim", axis)
 
 
-def _broadcast(call: Call, runs: Sequence[Sequence[tuple[int, Axis]]]) -> list[tuple[int, Axis]]:
+def broadcast(call: Call, runs: Sequence[Sequence[tuple[int, Axis]]]) -> list[tuple[int, Axis]]:
     """Bind runs of batch axes aligned at their ends; size 1 broadcasts."""
     rank = max(len(run) for run in runs)
     result: list[tuple[int, Axis]] = []
@@ -90,19 +91,61 @@ def _broadcast(call: Call, runs: Sequence[Sequence[tuple[int, Axis]]]) -> list[t
     return result
 
 
-@rule("addmm addmv baddbmm addbmm")
+_FACTORS = (("mat", "vec"), ("mat1", "mat2"), ("batch1", "batch2"), ("sparse", "dense"))
+
+
+@rule("addmm addmv baddbmm addbmm _addmm_activation _sparse_addmm")
 def addmm(call: Call) -> None:
     """`bias + a @ b`."""
     bias = call["self"]
-    a, b = (
-        call[n]
-        for n in (("mat", "vec") if "vec" in call else ("mat1", "mat2") if "mat1" in call else ("batch1", "batch2"))
-    )
-    axes = _matmul(call, a, b)[-call.out.dim() :]  # addbmm sums over the batch
+    a, b = next((call[m], call[n]) for m, n in _FACTORS if n in call)
+    axes = _matmul(call, a, b)
+    for axis in axes[: -call.out.dim()]:  # addbmm sums over the batch
+        renormalize(call, axis)
+        call.pin_unlabelled(a, 0)
+    axes = axes[-call.out.dim() :]
     for k in range(1, bias.dim() + 1):
         if bias.shape[-k] != 1:
             axes[-k] = call.bind(axes[-k], call.axes(bias)[-k])
     call.put(call.out, axes)
+
+
+@rule("addr")
+def add_outer(call: Call) -> None:
+    """`x + a b^T`: a sum of products of one each."""
+    x = call["self"]
+    rows, columns = call.axes(call["vec1"])[0], call.axes(call["vec2"])[0]
+    axes = [rows, columns]
+    for k in range(1, x.dim() + 1):
+        if x.shape[-k] == call.out.shape[-k]:
+            axes[-k] = call.bind(axes[-k], call.axes(x)[-k])
+        else:
+            call.freeze(call.axes(x)[-k], "one channel broadcast")
+    call.put(call.out, axes)
+
+
+@rule("_trilinear")
+def trilinear(call: Call) -> None:
+    """The sum over some axes of a product of three tensors, each of which lacks some of the axes."""
+    tensors = (call["i1"], call["i2"], call["i3"])
+    lacks = [{d % (t.dim() + len(given)) for d in given} for t, given in zip(tensors, _lacking(call), strict=True)]
+    rank = tensors[0].dim() + len(lacks[0])
+    sizes: list[tuple[int, Axis]] = [(1, ANY)] * rank
+    summed = {d % rank for d in call["sumdim"]}
+    for tensor, missing in zip(tensors, lacks, strict=True):
+        own = [d for d in range(rank) if d not in missing]
+        for d, size, axis in zip(own, tensor.shape, call.axes(tensor), strict=True):
+            if is_weight(tensor):
+                call.space.mark("in" if d in summed else "out", axis)
+            sizes[d] = sizes[d] if size == 1 else (size, call.bind(sizes[d][1], axis))
+            if d in summed:
+                call.pin_unlabelled(tensor, own.index(d))
+    call.count(*sizes)
+    call.put(call.out, [axis for d, (_, axis) in enumerate(sizes) if d not in summed])
+
+
+def _lacking(call: Call) -> list[Sequence[int]]:
+    return [call["expand1"], call["expand2"], call["expand3"]]
 
 
 @rule("einsum")
@@ -145,36 +188,6 @@ def _equation(equation: str, ranks: Sequence[int], rank_out: int) -> tuple[list[
         return term.replace("...", "".join(chr(0x3B1 + k) for k in range(missing, 0, -1)))
 
     return [spell(t, r) for t, r in zip(terms, ranks, strict=True)], spell(right, rank_out)
-
-
-@rule("scaled_dot_product_attention")
-def attention(call: Call) -> None:
-    """`softmax(q k^T * scale + mask) v`; without `scale` it derives from the live head_dim."""
-    q, k, v, mask = call["query"], call["key"], call["value"], call["attn_mask"]
-    head_dim = contract(call, q, -1, k, -1)
-    if call["scale"] is None and is_labelled(head_dim):
-        call.space.mark("rescaled", head_dim)
-    batch_q, batch_k, batch_v = (call.sized(t, *range(t.dim() - 2)) if t.dim() > 2 else [] for t in (q, k, v))
-    if call["enable_gqa"] and batch_q[-1][0] != batch_k[-1][0]:
-        shared = batch_k[-1][0]
-        heads, repeats = reshape_axes(call, [batch_q[-1][0]], [batch_q[-1][1]], [shared, batch_q[-1][0] // shared])
-        call.freeze(repeats, "query heads of one key-value head")
-        call.bind(heads, batch_k[-1][1])
-        batch_k, batch_v = [*batch_k[:-1], batch_q[-1]], [*batch_v[:-1], batch_q[-1]]
-        call.bind(heads, call.axes(v)[-3])
-    batch = _broadcast(call, [batch_q, batch_k, batch_v])
-    tokens = [call.sized(q, -2)[0], call.sized(k, -2)[0]]
-    call.bind(tokens[1][1], call.axes(v)[-2])
-    if mask is not None:
-        sized = call.sized(mask)
-        _broadcast(call, [[*batch, *tokens], sized])
-    for _, axis in tokens:
-        call.freeze(axis, "softmax over channels")
-    inner, outer = (q.shape[-1], head_dim), call.sized(v, -1)[0]
-    mark_attention(call, [axis for _, axis in batch], [head_dim, outer[1]])
-    call.count(*batch, *tokens, inner)
-    call.count(*batch, *tokens, outer)
-    call.put(call.out, [*(axis for _, axis in batch), tokens[0][1], outer[1]])
 
 
 @rule(

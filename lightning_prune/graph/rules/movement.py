@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lightning_prune.graph.call import Call, normalize_dims
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
@@ -78,9 +79,21 @@ def _regroup(call: Call, sources: Sequence[tuple[int, Axis]], sizes: Sequence[in
 )
 def view(call: Call) -> None:
     """Split and merge axes as products."""
-    x = call["self"]
+    x, dtype = call["self"], call["dtype"]
+    if dtype is not None:
+        call.put(call.out, _reinterpreted(call, x))
+        return
     # `squeeze_` has already changed `self`: its axes are then the longer list that the trace kept
     call.put(call.out, reshape_axes(call, call.shape_before(x), call.axes_before(x), call.out.shape))
+
+
+def _reinterpreted(call: Call, x: Tensor) -> list[Axis]:
+    """Return the axes of the same bytes read as another type: the last axis is longer where that one is smaller."""
+    axes = call.axes(x)
+    if call.out.shape != x.shape:
+        call.freeze(axes[-1], "read as another type")
+        axes[-1] = FIXED
+    return axes
 
 
 @rule("permute")
@@ -90,14 +103,43 @@ def permute(call: Call) -> None:
     call.put(call.out, [axes[d] for d in normalize_dims(call["dims"], len(axes))])
 
 
-@rule("transpose swapaxes swapdims t transpose_ t_")
+@rule("transpose t transpose_ t_")
 def transpose(call: Call) -> None:
     """Swap two axes."""
     axes = call.axes_before(call["self"])
     if len(axes) > 1:
-        i, j = next(((call[a], call[b]) for a, b in (("dim0", "dim1"), ("axis0", "axis1")) if a in call), (0, 1))
+        i, j = (call["dim0"], call["dim1"]) if "dim0" in call else (0, 1)
         axes[i], axes[j] = axes[j], axes[i]
     call.put(call.out, axes)
+
+
+def _is_identity(args: Mapping[str, Any], _: Sequence[Axis]) -> bool:
+    x, offset = args["self"], args["storage_offset"]
+    return bool(
+        tuple(args["size"]) == x.shape and tuple(args["stride"]) == x.stride() and offset in (None, x.storage_offset())
+    )
+
+
+@rule("as_strided", sizes=("size", "stride", "storage_offset"), stays=_is_identity)
+def restride(call: Call) -> None:
+    """Read memory in steps: nothing is known of the axes, unless they are those that are there."""
+    axes = call.axes(call["self"])
+    if not _is_identity(call.args, axes):
+        for axis in axes:
+            call.freeze(axis, "read in steps of memory")
+        axes = [FIXED] * call.out.dim()
+    call.put(call.out, axes)
+
+
+@rule("unfold")
+def windows(call: Call) -> None:
+    """Windows along one axis, of a fixed size: `[..., windows, ..., size]`."""
+    axes = call.axes(call["self"])
+    d = call["dimension"] % max(len(axes), 1)
+    for k in range(len(axes))[d : d + 1]:
+        call.freeze(axes[k], "windows over channels")
+        axes[k] = FIXED
+    call.put(call.out, [*axes, FIXED])
 
 
 @rule("expand expand_as broadcast_to", sizes=("size",))
@@ -114,42 +156,51 @@ def expand(call: Call) -> None:
     call.put(out, grown)
 
 
-@rule("repeat", index=True)
+@rule("repeat", sizes=("repeats",), index=True)
 def repeat(call: Call) -> None:
-    """Tile the labels."""
+    """Tile the labels; how often shows in the size of the result."""
     x, times = call["self"], call["repeats"]
     axes = [ANY] * (len(times) - x.dim()) + call.axes(x)
     call.put(call.out, [np.tile(a, n) if is_labelled(a) else a for a, n in zip(axes, times, strict=True)])
 
 
-@rule("repeat_interleave", index=True)
+@rule("repeat_interleave", sizes=("repeats", "output_size"), index=True)
 def repeat_interleave(call: Call) -> None:
-    """Repeat each label in place."""
-    x = call["self"]
-    if not isinstance(call["repeats"], int) or call["dim"] is None:
-        for axis in call.axes(x) if x is not None else []:
-            call.freeze(axis, "indices computed from data")
-        call.put(call.out, [FIXED] * call.out.dim())
+    """Repeat each label in place; how often is a number, or one for each position."""
+    x, times, dim = call["self"], call["repeats"], call["dim"]
+    if x is None:  # the positions themselves
+        call.freeze(call.axes(times)[0], "repeated as data says")
+        call.put(call.out, [FIXED])
         return
-    axes = call.axes(x)
-    d = call["dim"] % x.dim()
-    axes[d] = np.repeat(axes[d], call["repeats"]) if is_labelled(axes[d]) else FIXED
+    axes = call.axes(x) if dim is not None else reshape_axes(call, x.shape, call.axes(x), [x.numel()])
+    d = dim % x.dim() if dim is not None else 0
+    if isinstance(times, Tensor):
+        for axis in (axes[d], *call.axes(times)):
+            call.freeze(axis, "repeated as data says")
+        axes[d] = FIXED
+    elif is_labelled(axes[d]):
+        axes[d] = np.repeat(axes[d], times)
     call.put(call.out, axes)
 
 
-@rule("slice narrow", sizes=("start", "end", "length"), index=True)
+def _part(args: Mapping[str, Any]) -> slice:
+    return slice(args["start"], args["end"], args["step"])
+
+
+def _fixed_part(args: Mapping[str, Any], axes: Sequence[Axis]) -> Any:
+    """Return which part of a fixed axis a slice takes."""
+    d = args["dim"] % len(axes)
+    fixed = not is_labelled(axes[d]) and axes[d] == FIXED
+    return _part(args).indices(args["self"].shape[d]) if fixed else None
+
+
+@rule("slice", sizes=("start", "end"), index=True, stays=_fixed_part)
 def slice_(call: Call) -> None:
     """Slice the labels."""
-    x = call["self"]
-    axes = call.axes(x)
-    d = call["dim"] % x.dim()
-    start = call["start"]
-    if "length" in call:
-        stop, step = int(start) + call["length"], 1
-    else:
-        stop, step = call["end"], call["step"]
+    axes = call.axes(call["self"])
+    d = call["dim"] % len(axes)
     if is_labelled(axes[d]):
-        axes[d] = axes[d][slice(start, stop, step)]
+        axes[d] = axes[d][_part(call.args)]
     call.put(call.out, axes)
 
 
@@ -219,7 +270,7 @@ def _frozen(call: Call, axis: Axis, size: int) -> Axis:
     return labels
 
 
-@rule("stack")
+@rule("stack _stack")
 def stack(call: Call) -> None:
     """Bind the parts and add a fixed axis."""
     parts = call["tensors"]
@@ -228,7 +279,13 @@ def stack(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("constant_pad_nd", sizes=("pad",), index=True)
+def _fixed_padding(args: Mapping[str, Any], axes: Sequence[Axis]) -> Any:
+    """Return by how much each axis without labels is padded."""
+    pairs = zip(args["pad"][::2], args["pad"][1::2], strict=True)
+    return [None if is_labelled(axes[-1 - k]) else pair for k, pair in enumerate(pairs)]
+
+
+@rule("constant_pad_nd", sizes=("pad",), index=True, stays=_fixed_padding)
 def constant_pad(call: Call) -> None:
     """Pad: along a labelled axis a concatenation with frozen labels."""
     x, pad = call["self"], call["pad"]
@@ -248,6 +305,30 @@ def constant_pad(call: Call) -> None:
 
 def _padding(call: Call, count: int) -> Axis:
     return _frozen(call, FIXED, max(count, 0))
+
+
+@rule("block_diag", index=True)
+def block_diagonal(call: Call) -> None:
+    """Rows after rows and columns after columns, zero elsewhere."""
+    matrices = [([ANY] * (2 - t.dim()) + call.axes(t), (1, 1, *t.shape)[-2:]) for t in call["tensors"]]
+    result = []
+    for d in range(2):
+        pieces = [(axes[d], shape[d]) for axes, shape in matrices]
+        labelled = any(is_labelled(axis) for axis, _ in pieces)
+        result.append(np.concatenate([_frozen(call, *piece) for piece in pieces]) if labelled else FIXED)
+    call.put(call.out, result)
+
+
+@rule("rot90", index=True)
+def rotate(call: Call) -> None:
+    """Turn a plane by quarters: transpose and reverse."""
+    axes, turns = call.axes(call["self"]), call["k"] % 4
+    i, j = normalize_dims(call["dims"], len(axes))
+    if turns % 2:
+        axes[i], axes[j] = axes[j], axes[i]
+    for d in {0: (), 1: (i,), 2: (i, j), 3: (j,)}[turns]:
+        axes[d] = axes[d][::-1] if is_labelled(axes[d]) else axes[d]
+    call.put(call.out, axes)
 
 
 @rule("roll", index=True)
@@ -276,31 +357,3 @@ def flip(call: Call) -> None:
         if is_labelled(axes[d]):
             axes[d] = axes[d][::-1]
     call.put(call.out, axes)
-
-
-@rule("pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle")
-def shuffle(call: Call) -> None:
-    """Move channels into space and back, or between groups: views and a permutation."""
-    x, out = call["self"], call.out
-    axes = call.axes(x)
-    d = x.dim() - 3 if "pixel" in call.name else 1
-    channels, labels = x.shape[d], axes[d]
-    for axis in axes[d + 1 :] if "pixel" in call.name else ():
-        call.freeze(axis, "a spatial axis")
-    if "channel_shuffle" in call.name:
-        groups = call["groups"]
-        outer, inner = reshape_axes(call, [channels], [labels], [groups, channels // groups])
-        call.freeze(outer, "the groups of a shuffle")
-        merged = reshape_axes(call, [channels // groups, groups], [inner, outer], [channels])
-        axes[d] = merged[0]
-    elif "unshuffle" in call.name:
-        factor = math.prod([call["downscale_factor"]] * 2)
-        axes[d] = reshape_axes(call, [channels, factor], [labels, FIXED], [channels * factor])[0]
-        axes[-2:] = [FIXED, FIXED]
-    else:
-        factor = call["upscale_factor"] ** 2
-        kept, offsets = reshape_axes(call, [channels], [labels], [channels // factor, factor])
-        call.freeze(offsets, "the channels of one upscaled pixel")
-        axes[d] = kept
-        axes[-2:] = [FIXED, FIXED]
-    call.put(out, axes)

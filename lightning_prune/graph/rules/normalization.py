@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from lightning_prune.graph.call import Call, normalize_dims
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_prune.graph.call import Call, mark_weight, normalize_dims
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.table import rule
@@ -54,7 +58,25 @@ def layer_norm(call: Call) -> None:
         call.put(statistic, [*axes[:-rank], *[ANY] * rank])
 
 
-@rule("group_norm native_group_norm", sizes=("num_groups", "group", "N", "C", "HxW"))
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """As many groups as another call, or one for each channel in both."""
+
+    number: int
+    each: bool
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Groups) and (self.number == other.number or (self.each and other.each))
+
+    __hash__ = None  # type: ignore[assignment]  # equal ones may differ
+
+
+def _groups(args: Mapping[str, Any], _: Sequence[Axis]) -> _Groups:
+    groups = args["num_groups"] if "num_groups" in args else args["group"]
+    return _Groups(groups, groups == args["input"].shape[1])
+
+
+@rule("group_norm native_group_norm", sizes=("num_groups", "group", "N", "C", "HxW"), stays=_groups)
 def group_norm(call: Call) -> None:
     """The channels of a group and all of space are normalised together; groups stay, but for those of one channel."""
     axes = per_channel(call)
@@ -104,3 +126,18 @@ def renorm(call: Call) -> None:
         if d != call["dim"] % len(axes):
             renormalize(call, axis)
     call.put(call.out, axes)
+
+
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> None:
+    """`v * g / |v|`, the norm over all axes but `dim`."""
+    v, g, d = call["v"], call["g"], call["dim"]
+    axes = call.axes(v)
+    axes[d] = call.bind(axes[d], call.axes(g)[d])
+    for k, axis in enumerate(axes):
+        if k != d:
+            renormalize(call, axis)
+    weight, norms = call.outputs
+    call.put(weight, axes)
+    call.put(norms, [axes[d] if norms.shape[k] > 1 else ANY for k in range(norms.dim())])
+    mark_weight(weight)

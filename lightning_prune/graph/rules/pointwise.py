@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lightning_prune.graph.call import Call, axes_of, is_weight, mark_weight
+from lightning_prune.graph.call import Call, is_weight, mark_weight
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 from lightning_prune.graph.rules.table import rule
 
@@ -21,7 +21,6 @@ CASTS = frozenset(
         "to",
         "_to_copy",
         "lift_fresh",
-        "type_as",
         "positive",
     )
 )
@@ -44,13 +43,15 @@ def broadcast_axes(call: Call, tensors: Sequence[Tensor], shape: Sequence[int]) 
     """
     dropout dropout_ alpha_dropout feature_dropout feature_alpha_dropout native_dropout hardswish hardswish_
     hardsigmoid hardsigmoid_ hardtanh hardtanh_ relu6 relu6_ selu celu celu_ rrelu rrelu_ rrelu_with_noise
-    masked_fill masked_fill_ clone contiguous alias detach detach_ to _to_copy lift_fresh lift type_as
+    masked_fill masked_fill_ clone contiguous alias detach detach_ to _to_copy lift_fresh lift
     requires_grad_ zeros_like ones_like empty_like full_like rand_like randn_like bernoulli bernoulli_ uniform_
     normal_ exponential_ random_ fill_ fill zero_ copy_ copy gelu gelu_ silu silu_ mish mish_ relu relu_
     log_sigmoid log_sigmoid_forward softplus clip clip_ clamp clamp_ square square_
     divide multiply subtract true_divide floor_divide remainder fmod addcmul addcdiv lerp nan_to_num nan_to_num_
     positive _conj resolve_conj resolve_neg real imag abs bitwise_not logical_not isnan isinf isfinite float_power
-    ldexp absolute negative arctan2
+    ldexp absolute negative arctan2 complex polar rsub _neg_view _lazy_clone _pin_memory zero
+    __irshift__ randint_like random uniform exponential cauchy geometric log_normal _standard_gamma
+    _add_relu fake_quantize_per_tensor_affine_cachemask quantize_per_tensor dequantize int_repr
     """
 )
 def pointwise(call: Call) -> None:
@@ -58,19 +59,9 @@ def pointwise(call: Call) -> None:
     inputs = call.inputs
     for out in call.outputs:
         axes = broadcast_axes(call, inputs, out.shape)
-        if call.name.endswith("_") and inputs and out is inputs[0]:
-            # views made earlier share this memory and would not learn the new labels
-            axes = [_written(call, old, new) for old, new in zip(axes_of(out), axes, strict=True)]
         call.put(out, axes)
         if call.name in CASTS and inputs and is_weight(inputs[0]):
             mark_weight(out)
-
-
-def _written(call: Call, old: Axis, new: Axis) -> Axis:
-    if is_labelled(old) or not is_labelled(new):
-        return old
-    call.freeze(new, "written into a tensor without channels")
-    return FIXED
 
 
 @rule("prelu _prelu_kernel")
@@ -105,3 +96,14 @@ def triangle(call: Call) -> None:
         call.freeze(axes[d], "a triangle of channels")
         axes[d] = FIXED
     call.put(call.out, axes)
+
+
+@rule("fake_quantize_per_channel_affine_cachemask quantize_per_channel")
+def quantize_channels(call: Call) -> None:
+    """Scale and zero point of each channel along `axis`."""
+    axes, d = call.axes(call["self"]), call["axis"]
+    for name in ("scale", "scales", "zero_point", "zero_points"):
+        if call[name] is not None:
+            axes[d] = call.bind(axes[d], call.axes(call[name])[0])
+    for out in call.outputs:
+        call.put(out, axes)

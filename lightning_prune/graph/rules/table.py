@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lightning_prune.graph.call import Rule
+from lightning_prune.graph.labels import Axis
 
-__all__ = ["RULES", "RuleEntry", "rule"]
+__all__ = ["RULES", "RuleEntry", "Stays", "rule"]
+
+Stays = Callable[[Mapping[str, Any], Sequence[Axis]], Any]
 
 
 @dataclass(frozen=True)
@@ -19,23 +26,50 @@ class RuleEntry:
         sizes: Arguments that are sizes: they may differ between the dense and the pruned program, since the shapes
             of the results are compared instead.
         index: The op takes indices: the pruned call must select the living part of what the dense call selects.
+        stays: What of its sizes must be equal all the same, from the arguments and the dense axes of the first
+            tensor: where a fixed axis is cut, how many groups are normalised. An integer of the model that follows
+            one axis may be a number of something else too.
     """
 
     apply: Rule
     sizes: frozenset[str] = frozenset()
     index: bool = False
+    stays: Stays | None = None
+
+    def scalars(self, args: Mapping[str, Any], in_axes: Sequence[Sequence[Axis]]) -> tuple[tuple[str, Any], ...]:
+        """Return the arguments that must be equal in the dense and the pruned program; `in_axes` are the dense ones."""
+        scalars = tuple(
+            (name, tree_map(_blank, value) if _holds_tensor(value) else value)
+            for name, value in args.items()
+            if name not in self.sizes and not isinstance(value, Tensor)
+        )
+        return scalars if self.stays is None else (*scalars, ("sizes", self.stays(args, in_axes[0])))
+
+    def taken(self, args: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the sizes that say what an op with indices takes: equal ones take the same of equal axes."""
+        return tuple(args.get(name) for name in sorted(self.sizes)) if self.index else ()
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value)
+
+
+def _blank(value: Any) -> Any:
+    return "tensor" if isinstance(value, Tensor) else value
 
 
 RULES: dict[str, RuleEntry] = {}
 
 
-def rule(names: str, sizes: Sequence[str] = (), index: bool = False) -> Callable[[Rule], Rule]:
+def rule(
+    names: str, sizes: Sequence[str] = (), index: bool = False, stays: Stays | None = None
+) -> Callable[[Rule], Rule]:
     """Register a rule for ATen ops, named without overload and separated by spaces; every overload shares it."""
 
     def register(apply: Rule) -> Rule:
         for name in names.split():
             assert f"aten::{name}" not in RULES, f"two rules for {name}"
-            RULES[f"aten::{name}"] = RuleEntry(apply, frozenset(sizes), index)
+            RULES[f"aten::{name}"] = RuleEntry(apply, frozenset(sizes), index, stays)
         return apply
 
     return register

@@ -1,0 +1,59 @@
+"""Attention in one op."""
+
+from __future__ import annotations
+
+from lightning_prune.graph.call import Call
+from lightning_prune.graph.labels import FIXED, Axis, is_labelled
+from lightning_prune.graph.rules.contraction import broadcast, contract, mark_attention
+from lightning_prune.graph.rules.movement import reshape_axes
+from lightning_prune.graph.rules.table import rule
+
+Sized = list[tuple[int, Axis]]
+
+
+@rule(
+    """
+    scaled_dot_product_attention _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_fused_attention_overrideable
+    """
+)
+def attention(call: Call) -> None:
+    """`softmax(q k^T * scale + mask) v`; without `scale` it derives from the live head_dim."""
+    q, k, v = call["query"], call["key"], call["value"]
+    mask = call["attn_mask"] if call["attn_mask"] is not None else call["attn_bias"]
+    head_dim = contract(call, q, -1, k, -1)
+    if call.name.startswith("aten::_"):  # fused kernels know one head_dim
+        call.bind(head_dim, call.axes(v)[-1])
+    if call["scale"] is None and is_labelled(head_dim):
+        call.space.mark("rescaled", head_dim)
+    batch_q, batch_k, batch_v = (call.sized(t, *range(t.dim() - 2)) if t.dim() > 2 else [] for t in (q, k, v))
+    if call["enable_gqa"]:
+        batch_k, batch_v = (_shared(call, batch_q, batch) for batch in (batch_k, batch_v))
+    batch = broadcast(call, [batch_q, batch_k, batch_v])
+    tokens = [call.sized(q, -2)[0], call.sized(k, -2)[0]]
+    call.bind(tokens[1][1], call.axes(v)[-2])
+    if mask is not None:
+        broadcast(call, [[*batch, *tokens], call.sized(mask)])
+    for _, axis in tokens:
+        call.freeze(axis, "softmax over channels")
+    inner, outer = (q.shape[-1], head_dim), call.sized(v, -1)[0]
+    mark_attention(call, [axis for _, axis in batch], [head_dim, outer[1]])
+    call.count(*batch, *tokens, inner)
+    call.count(*batch, *tokens, outer)
+    first, *others = call.outputs
+    call.put(first, [*(axis for _, axis in batch), tokens[0][1], outer[1]])
+    for out in others:  # sums of exponentials for the backward pass
+        like = out.shape[: len(batch)] == first.shape[: len(batch)] and out.dim() == len(batch) + 1
+        call.put(out, [*(axis for _, axis in batch), FIXED] if like else [FIXED] * out.dim())
+
+
+def _shared(call: Call, queries: Sized, batch: Sized) -> Sized:
+    """Bind key-value heads to the runs of query heads that share them; return the batch axes of the queries."""
+    (many, heads), (few, own) = queries[-1], batch[-1]
+    if many == few:
+        return batch
+    owner, each = reshape_axes(call, [many], [heads], [few, many // few])
+    call.freeze(each, "query heads of one key-value head")
+    call.bind(owner, own)
+    return [*batch[:-1], queries[-1]]
