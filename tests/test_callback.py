@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,9 +25,9 @@ from lightning_prune.errors import ConfigError, PlanError, TraceError
 from lightning_prune.importance import l1
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, data, loader, pruning, trainer
+from tests.processes import two_processes
 
 pytestmark = QUIET
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def widths(model: LitNet) -> tuple[int, int]:
@@ -686,14 +683,6 @@ fit.fit(model, loader())
 kept = {name: indices.tolist() for name, indices in callback.state_dict()["kept"].items()}
 torch.save({"weights": dict(model.named_parameters()), "kept": kept}, f"rank{fit.global_rank}.pt")
 """
-
-
-def two_processes(script: str, path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    file = path / "run.py"
-    file.write_text(script, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(file), *arguments]
-    return subprocess.run(command, cwd=path, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 from omegaconf import OmegaConf
 
 from lightning_prune import PruningCallback
-from lightning_prune.importance import Importance, l1
+from lightning_prune.importance import Importance, Mixture, l1
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, loader
 
@@ -109,6 +109,18 @@ def test_a_structure_file_as_target(tmp_path: Path) -> None:
         pytest.param("l2", Importance("l2"), id="short name"),
         pytest.param({"name": "l2", "reduction": "max"}, Importance("l2", reduction="max"), id="mapping"),
         pytest.param({"name": "lp", "p": 3}, Importance("lp", arguments={"p": 3}), id="arguments of its own"),
+        pytest.param("taylor", Importance("taylor"), id="watching"),
+        pytest.param({"name": "taylor", "batches": 4}, Importance("taylor", batches=4), id="batches"),
+        pytest.param(
+            {"name": "mixture", "of": {"l1": 1.0, "fisher": 0.5}},
+            Mixture([(Importance("l1"), 1.0), (Importance("fisher"), 0.5)]),
+            id="mixture",
+        ),
+        pytest.param(
+            {"class_path": "lightning_prune.importance.Importance", "init_args": {"name": "apoz", "batches": 2}},
+            Importance("apoz", batches=2),
+            id="class_path of a watching one",
+        ),
         pytest.param("lightning_prune.importance.l1", Importance("lightning_prune.importance.l1"), id="function"),
         pytest.param(
             {"class_path": "lightning_prune.importance.Importance", "init_args": {"name": "bn_scale"}},
@@ -181,6 +193,7 @@ def test_a_mutator_in_yaml(tmp_path: Path) -> None:
     [
         pytest.param({"name": "l2"}, {"kind": "cubic", "end": 0.25}, id="mappings"),
         pytest.param({"name": "lp", "p": 3}, "linear", id="arguments of its own"),
+        pytest.param({"name": "mixture", "of": {"l1": 1.0, "fisher": 0.5}}, "linear", id="mixture"),
         pytest.param("l2", "linear", id="names"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_prune.errors import ConfigError, PlanError
+from lightning_prune.errors import CheckpointError, ConfigError, PlanError
 from lightning_prune.importance import Importance, hessian, resolve_importance, taylor, taylor2
 from lightning_prune.importance.observer import LossScale, MeansObserver, carried_on
 from lightning_prune.units import MutableChannelUnit
@@ -315,7 +315,7 @@ def test_what_was_seen_can_be_saved_in_between() -> None:
 def test_the_state_of_other_units_is_refused() -> None:
     state = watching("taylor", joined(3, [maker()])).state_dict()
     other = watching("taylor", joined(2, [linear(MAKES[:2])]))
-    with pytest.raises(PlanError, match="a saved importance of 3 channels; expected 2"):
+    with pytest.raises(CheckpointError, match="a saved importance of 3 channels; expected 2"):
         other.load_state_dict(state)
 
 

@@ -11,10 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callback import arguments
+from lightning_prune.callback.collect import Collector
 from lightning_prune.callback.example import find_example, find_root, hint_for, nothing_to_prune
 from lightning_prune.callback.gone import alive_now, capped, ranked_last
 from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
@@ -40,6 +41,7 @@ from lightning_prune.targets.steps import SCOPES
 __all__ = ["PruningCallback"]
 
 COMPACT = ("end", "each", "never")
+WATCHED = "watched"  # in the callback's state, beside that of the run
 
 
 class PruningCallback(Callback):
@@ -53,9 +55,11 @@ class PruningCallback(Callback):
         target: What remains. A float: the ratio of channels that every unit keeps. A mapping of costs such as
             ``{"macs": 0.5}`` (also params, channels, flops, memory), or of unit names or globs; or the path of a YAML
             file. In mappings a value up to 1 is a fraction, a greater one absolute; ``"2G"`` too.
-        importance: How channels are scored: "l1", "l2", "lp", "bn_scale", "lamp", "fpgm", "random", a mapping of
-            `Importance`'s arguments and of the criterion's own such as ``{"name": "lp", "p": 3}``, a function
-            ``unit -> scores [C]``, or its import path.
+        importance: How channels are scored. By weights: "l1", "l2", "lp", "bn_scale", "lamp", "fpgm", "random". By the
+            training batches before a firing: "taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"; a
+            firing at epoch 0 waits inside it for them. Or a mapping of `Importance`'s arguments and the criterion's
+            own, ``{"name": "taylor", "batches": 16}``; a mixture, ``{"name": "mixture", "of": {"l1": 1, "taylor":
+            0.5}}``; a function ``unit -> scores [C]``, or its import path.
         schedule: When and how fast: the name of a curve ("one_shot", "linear", "cubic", "exponential"), a mapping of
             `Schedule`'s arguments, a `Schedule`, or a function progress -> progress.
         scope: How channels compete: "global" (one threshold), "isomorphic" (one inside each kind of unit) or "local"
@@ -118,6 +122,7 @@ class PruningCallback(Callback):
             raise ConfigError(f"Got mutator= together with {given}=; give {given} to the ChannelMutator instead.")
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
+        self._collector = Collector(self.importance)
         self._root: nn.Module | None = None
         self._home: tuple[torch.device, torch.dtype | str] = (torch.device("cpu"), torch.float32)
         self._parameters: frozenset[str] = frozenset()
@@ -139,6 +144,7 @@ class PruningCallback(Callback):
         if self._root is not root:  # else it was fitted before, and goes on
             self._prepare(trainer, pl_module, root)
             self._root = root
+        self._collector.reset()
         self._state.count_in(self._resolved.unit, self._now(trainer))
         self._watches = watch_widths(pl_module)
         self._parameters = frozenset(name for name, _ in pl_module.named_parameters())
@@ -161,6 +167,7 @@ class PruningCallback(Callback):
                     mutator.example_input = find_example(trainer, pl_module, root, self.example_input)
                 if mutator._model is not root:
                     mutator.prepare_from_supernet(root)
+            self._collector.prepare(mutator.units)
             self.mutator, self._state = mutator, RunState()
             if small["tensors"]:  # it goes on from what it is; a checkpoint may bring the rest back
                 set_masks_(pl_module, small)
@@ -201,16 +208,32 @@ class PruningCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the epoch: its checkpoint then pairs the structure with the metric of the same structure."""
         self._compact_if_done(trainer, pl_module)
-        if self._schedule.unit == "epoch" and self.should_prune(trainer.current_epoch):
-            self._prune(trainer, pl_module, trainer.current_epoch)
+        if self._schedule.unit == "epoch":
+            self._prune_if_due(trainer, pl_module, batch_idx=0)
         if not trainer.barebones:
             metrics = {f"pruning/{key}": share for key, share in remaining(self._active).items()}
             pl_module.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Prune before the step where the schedule counts steps: gradients of the last step are gone by now."""
-        if self._schedule.unit == "step" and self.should_prune(trainer.global_step):
-            self._prune(trainer, pl_module, trainer.global_step)
+        """Prune before the step where the schedule counts steps, or a firing waited: the last gradients are gone."""
+        self._prune_if_due(trainer, pl_module, batch_idx)
+        now = self._now(trainer)
+        ahead = self._collector.ahead(trainer, self._schedule.unit, batch_idx)
+        self._collector.begin_batch(self.should_prune(now) or self.should_prune(now + ahead))
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch before gradients of activations are gone."""
+        self._collector.after_backward(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Watch when gradients are complete: accumulated, reduced, unscaled, and not yet clipped."""
+        self._collector.before_step(trainer, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop watching: what follows may be validation."""
+        self._collector.end_batch(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become small where no epoch follows the schedule; the last chance before the optimizers go."""
@@ -237,6 +260,7 @@ class PruningCallback(Callback):
         self._stop_watching()
 
     def _stop_watching(self) -> None:
+        self._collector.stop()
         while self._watches:
             self._watches.pop().remove()
 
@@ -269,6 +293,11 @@ class PruningCallback(Callback):
     def _now(self, trainer: Trainer) -> int:
         return trainer.current_epoch if self._schedule.unit == "epoch" else trainer.global_step
 
+    def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
+        now = self._now(trainer)
+        if self.should_prune(now) and self._collector.is_ready(trainer, batch_idx):
+            self._prune(trainer, pl_module, now)
+
     def _prune(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:
         """Score, plan, apply."""
         mutator, state = self._active, self._state
@@ -276,12 +305,13 @@ class PruningCallback(Callback):
             grow_all_(trainer, pl_module, mutator)
         put_back_(mutator.model, state.removed)
         before, progress = mutator.current_plan(), self._schedule.progress(time)
-        scores = mean_over_ranks(trainer, self.importance.scores(mutator.units, self.scope))
+        scores = mean_over_ranks(trainer, self._collector.scores(mutator.units, self.scope, living=False))
         plan = plan_of_rank_zero(trainer, lambda: self._plan(mutator, scores, progress))
         with made_for(pl_module, *self._home):
             agree(trainer, mutator, plan)
         forget_compiled(pl_module)
         state.fired(self._schedule.unit, time, progress, mutator)
+        self._collector.reset()
         if self.reset_monitors and mutator.current_plan() != before:
             reset_monitors_(trainer)
         if self.compact == "each":
@@ -308,12 +338,16 @@ class PruningCallback(Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain data: progress, kept channels, and the values that removed entries had."""
-        return self._state.to_dict()
+        """Return plain data: progress, kept channels, the values that removed entries had, and what was watched."""
+        watched = self._collector.state_dict()
+        return {**self._state.to_dict(), **({WATCHED: watched} if watched else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state; the weights are loaded by now, optimizers do not exist yet."""
-        self._state = RunState.from_dict(state_dict)
+        watched = state_dict.get(WATCHED, {})
+        saved = {name: value for name, value in state_dict.items() if name != WATCHED}
+        self._state = RunState.from_dict(saved) if saved else RunState()
+        self._collector.load_state_dict(watched)
         if self._resolved is not None and self.mutator is not None:
             self._state.choose_in(self.mutator)
             self._state.count_in(self._resolved.unit)

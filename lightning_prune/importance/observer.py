@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_prune.errors import PlanError
+from lightning_prune.errors import CheckpointError, PlanError
 from lightning_prune.importance.accumulate import ChannelMeans
 from lightning_prune.importance.aggregate import reduce_layers
 
@@ -100,6 +100,7 @@ class MeansObserver(ABC):
         self.importance, self.function = importance, function
         self.units = {unit.name: unit for unit in units}
         self._last: dict[str, Tensor] = {}
+        self._overflows = 0
         self._means = ChannelMeans({row: self.units[row[0]].num_channels for row in self._rows()})
 
     @abstractmethod
@@ -127,10 +128,14 @@ class MeansObserver(ABC):
     def reset(self) -> None:
         """Forget the batches, not the scores that removed channels had."""
         self._means.reset()
+        self._overflows = 0
 
     def _add(self, rows: Mapping[Row, tuple[Tensor, Tensor]], scale: LossScale) -> None:
         """Accumulate sums and weights `[C]`; nothing where the scaler overflowed."""
-        if not rows or (scale.may_overflow and not all(bool(sums.isfinite().all()) for sums, _ in rows.values())):
+        if scale.may_overflow and not all(bool(sums.isfinite().all()) for sums, _ in rows.values()):
+            self._overflows += 1
+            return
+        if not rows:
             return
         device = next(iter(rows.values()))[0].device
         self._means.to("cpu" if device.type == "mps" else device)  # float64
@@ -154,10 +159,17 @@ class MeansObserver(ABC):
             Unit name -> float32 `[C]` on the CPU, finite, higher = keep.
 
         Raises:
-            PlanError: Nothing was seen of a layer, with its name; scores that are not finite, with the unit's name.
+            PlanError: Nothing was seen of a layer, with its name; every step overflowed; scores that are not finite,
+                with the unit's name.
         """
         rows = self._means.rows()
         blind = [row for row, (_, weight) in rows.items() if not bool(weight.any()) and self._has_living(row)]
+        if blind and self._overflows:
+            raise PlanError(
+                f"Got gradients that are not finite in all {self._overflows} steps that importance "
+                f"{self.importance.name!r} watched: the scaler of mixed precision still looks for its scale. Watch "
+                "more batches, or let the schedule begin later."
+            )
         if blind:
             raise self._missing(blind)
         found = {}
@@ -186,11 +198,11 @@ class MeansObserver(ABC):
         """Go on from what was seen.
 
         Raises:
-            PlanError: It was of other units.
+            CheckpointError: It was of other units.
         """
         sums = {name: state[name].clone() for name in ("total", "weight")}
         if sums["total"].shape != self._means.total.shape:
-            raise PlanError(
+            raise CheckpointError(
                 f"Got a saved importance of {len(sums['total'])} channels; expected {len(self._means.total)}. Use the "
                 "importance of the run that wrote the checkpoint."
             )

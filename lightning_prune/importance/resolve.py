@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.importance.mixture import Mixture
 from lightning_prune.importance.scorer import IMPORTANCES, Importance, Scorer, arguments_of, load
 
 __all__ = ["resolve_importance"]
@@ -21,7 +22,8 @@ def resolve_importance(importance: Scorer | Callable[..., Tensor] | Mapping[str,
     Args:
         importance: The name of a built-in, a function unit -> float `[C]`, the import path of such a function or of a
             class whose instances score, a mapping (DictConfig too) of `Importance`'s arguments and the function's own,
-            or of `class_path` and `init_args`, or an object with a method `scores`, returned as is.
+            of `class_path` and `init_args`, or of a mixture: ``{"name": "mixture", "of": {"l1": 1, "taylor": 0.5}}``,
+            or an object with a method `scores`, returned as is.
 
     Returns:
         An object whose `scores(units, scope)` gives unit name -> float32 `[C]` on the CPU.
@@ -51,6 +53,8 @@ def resolve_importance(importance: Scorer | Callable[..., Tensor] | Mapping[str,
 
 def _from_mapping(mapping: Mapping[str, Any]) -> Scorer:
     """Build from `class_path` and `init_args`, or from the arguments of `Importance` and of its function."""
+    if mapping.get("name") == "mixture" and "of" in mapping:
+        return _mixture(mapping)
     if "class_path" not in mapping:
         return _importance(mapping)
     for key in mapping:
@@ -73,6 +77,27 @@ def _importance(mapping: Mapping[str, Any]) -> Importance:
             raise ConfigError(f"Got key {key!r} in importance. {did_you_mean(key, [*own, *further])}")
     extra = {key: given.pop(key) for key in list(given) if key not in own}
     return Importance(**{**given, "arguments": {**(given.get("arguments") or {}), **extra}})
+
+
+def _mixture(mapping: Mapping[str, Any]) -> Mixture:
+    """Build from the parts: name -> weight, or a list of mappings of which each may have a weight beside the others."""
+    for key in mapping:
+        if key not in ("name", "of"):
+            raise ConfigError(f"Got key {key!r} in a mixture. {did_you_mean(key, ('name', 'of'))}")
+    of = mapping["of"]
+    if isinstance(of, Mapping):
+        return Mixture([(resolve_importance(str(name)), weight) for name, weight in of.items()])
+    if isinstance(of, Sequence) and not isinstance(of, str) and all(isinstance(part, Mapping) for part in of):
+        parts = [(dict(part), part.get("weight", 1.0)) for part in of]
+        return Mixture([(resolve_importance(_without(part, "weight")), weight) for part, weight in parts])
+    raise ConfigError(
+        f"Got of={of!r} in a mixture; expected names and weights such as {{'l1': 1, 'taylor': 0.5}}, or a list of "
+        "importances such as [{'name': 'taylor', 'batches': 16, 'weight': 0.5}]."
+    )
+
+
+def _without(mapping: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != key}
 
 
 def _made(cls: type, arguments: dict[str, Any]) -> Any:

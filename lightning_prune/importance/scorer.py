@@ -17,13 +17,23 @@ from lightning_prune.importance.aggregate import NORMALIZERS, REDUCTIONS, normal
 from lightning_prune.importance.fisher import FisherObserver, fisher
 from lightning_prune.importance.gradient import GradientObserver, hessian, taylor, taylor2
 from lightning_prune.importance.magnitude import bn_scale, check_p, l1, l2, lp, random
-from lightning_prune.importance.observer import MeansObserver
+from lightning_prune.importance.observer import MeansObserver, Observer
 from lightning_prune.importance.relative import fpgm, lamp
 
 if TYPE_CHECKING:
     from lightning_prune.units import MutableChannelUnit
 
-__all__ = ["IMPORTANCES", "WATCHING", "Importance", "Scorer", "arguments_of", "load", "parameters_of"]
+__all__ = [
+    "IMPORTANCES",
+    "Importance",
+    "Scorer",
+    "Watching",
+    "arguments_of",
+    "load",
+    "observer_of",
+    "score_units",
+    "window_of",
+]
 
 WATCHING: dict[Callable[..., Tensor], type[MeansObserver]] = {
     taylor: GradientObserver,
@@ -70,6 +80,39 @@ class Scorer(Protocol):
     def scores(self, units: Iterable[MutableChannelUnit], scope: str = "global") -> dict[str, Tensor]:
         """Return unit name -> float32 `[C]` on the CPU, finite, higher = keep."""
         ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A `Scorer` that has to see training batches before it can score."""
+
+    @property
+    def window(self) -> int:
+        """How many training batches it asks for; 0 for none."""
+        ...
+
+    def observer(self, units: Iterable[MutableChannelUnit]) -> Observer | None:
+        """Return what watches them and then scores; None where nothing has to be seen."""
+        ...
+
+
+def window_of(scorer: Scorer) -> int:
+    """Return how many training batches a scorer asks for."""
+    return scorer.window if isinstance(scorer, Watching) else 0
+
+
+def observer_of(scorer: Scorer, units: Iterable[MutableChannelUnit]) -> Observer | None:
+    """Return what watches training for a scorer; None where it need not."""
+    return scorer.observer(units) if isinstance(scorer, Watching) else None
+
+
+def score_units(
+    scorer: Scorer, units: Iterable[MutableChannelUnit], scope: str, living: bool = False
+) -> dict[str, Tensor]:
+    """Return the scores of the units; those who can tell are told when removed channels do not come back."""
+    if living and "living" in parameters_of(scorer.scores):
+        return scorer.scores(units, scope, living=True)  # type: ignore[call-arg]  # looked up in its signature
+    return scorer.scores(units, scope)
 
 
 @dataclass(frozen=True)
@@ -201,6 +244,11 @@ def load(path: object) -> object:
         return path
     if path in IMPORTANCES:
         return IMPORTANCES[path]
+    if path == "mixture":
+        raise ConfigError(
+            "Got importance 'mixture' without its parts; expected a mapping such as {'name': 'mixture', 'of': "
+            "{'l1': 1, 'taylor': 0.5}}."
+        )
     module, _, name = path.rpartition(".")
     if not module:
         raise ConfigError(f"Got importance {path!r}. {did_you_mean(path, IMPORTANCES)} Or a path 'package.function'.")

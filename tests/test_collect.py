@@ -1,0 +1,503 @@
+"""An importance that watches training: which batches, that it changes nothing, and that it sees the loss as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lightning_prune import PruningCallback
+from lightning_prune.callback.collect import Collector
+from lightning_prune.errors import PlanError
+from lightning_prune.ops import dynamic_ops
+from tests.lit import QUIET, LitNet, data, loader, pruning, trainer
+from tests.processes import two_processes
+
+pytestmark = QUIET
+WATCHING = ["taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"]
+
+
+class Dropped(LitNet):
+    """With random numbers in the forward, and a norm of its own for two readers."""
+
+    def __init__(self, optimizer: str = "adamw") -> None:
+        super().__init__(optimizer)
+        self.side = nn.Conv2d(16, 32, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.relu(self.norm(self.conv1(x))), 0.2, self.training)
+        return (self.conv2(x) + self.side(x)).mean((2, 3))
+
+
+class Smooth(LitNet):
+    """Without statistics of a batch: examples do not see one another."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.norm = nn.Identity()  # type: ignore[assignment]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+class Everything(Callback):
+    """Notes all that training is made of at each step, copied."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        state = trainer.optimizers[0].state_dict()["state"]
+        noted = {
+            **{f"weight {name}": p.detach().clone() for name, p in pl_module.named_parameters()},
+            **{f"gradient {name}": p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None},
+            **{f"buffer {name}": b.clone() for name, b in pl_module.named_buffers()},
+            **{f"state {k} {n}": torch.as_tensor(v).clone() for k, one in state.items() for n, v in one.items()},
+            "random": torch.get_rng_state(),
+            "modes": torch.tensor([module.training for module in pl_module.modules()]),
+        }
+        self.steps.append(noted)
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """The scores of every firing, as they come."""
+    found: list[dict[str, Tensor]] = []
+    scores = Collector.scores
+
+    def spy(self: Collector, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        found.append(scores(self, *args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(Collector, "scores", spy)
+    return found
+
+
+class Seen:
+    """An importance that notes what it is shown, and scores as if it had seen nothing."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.batches: list[str] = []
+        self.at: str = ""
+        self.shared = 0
+
+    def observer(self, units: Any) -> Any:
+        return self
+
+    def attach(self) -> list[Any]:
+        self.batches.append(self.at)
+        return []
+
+    def after_backward(self, scale: Any) -> None:
+        pass
+
+    def before_step(self, parameters: Any, scale: Any) -> None:
+        pass
+
+    def share(self) -> None:
+        self.shared += 1
+
+    def reset(self) -> None:
+        pass
+
+    def scores(self, units: Iterable[Any], scope: str = "global") -> dict[str, Tensor]:
+        self.batches.append("score")
+        return {unit.name: torch.arange(unit.num_channels, 0.0, -1) for unit in units}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        pass
+
+
+class Where(Callback):
+    """Tells the importance where training is; listed before the pruning."""
+
+    def __init__(self, importance: Seen) -> None:
+        self.importance = importance
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.importance.at = f"{trainer.current_epoch}.{batch_idx}"
+
+
+def watched(window: int, schedule: Any, batches: Any = None, **arguments: Any) -> list[str]:
+    """Return "epoch.batch" of what is watched and "score" where it fires; epochs of six batches."""
+    importance = Seen(window)
+    callback = pruning(importance=importance, schedule=schedule)
+    fit = trainer(Where(importance), callback, **arguments)
+    fit.fit(LitNet(), DataLoader(data(), 4) if batches is None else batches)
+    assert callback.is_done
+    assert importance.shared > 0
+    return importance.batches
+
+
+class Stream(IterableDataset[Any]):
+    """Nobody knows how long it is."""
+
+    def __iter__(self) -> Any:
+        return iter([data()[k] for k in range(24)])
+
+
+LATE = {"kind": "linear", "begin": 1, "end": 3}
+EARLY = {"kind": "one_shot", "begin": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param(
+            {"window": 2, "schedule": LATE},
+            ["0.4", "0.5", "score", "1.4", "1.5", "score"],
+            id="the last of the epoch before",
+        ),
+        pytest.param(
+            {"window": 2, "schedule": {"kind": "linear", "begin": 1, "end": 4, "every": 2}},
+            ["0.4", "0.5", "score", "2.4", "2.5", "score"],
+            id="of every other epoch",
+        ),
+        pytest.param({"window": 2, "schedule": EARLY}, ["0.0", "0.1", "score"], id="a firing at the start waits"),
+        pytest.param(
+            {"window": 4, "schedule": {"kind": "linear", "begin": 0, "end": 2}},
+            ["0.0", "0.1", "0.2", "0.3", "score", "0.4", "0.5", "1.0", "1.1", "score"],
+            id="with the structure of the moment",
+        ),
+        pytest.param(
+            {"window": 8, "schedule": EARLY}, [*(f"0.{k}" for k in range(5)), "score"], id="short epochs wait"
+        ),
+        pytest.param(
+            {"window": 8, "schedule": {"kind": "one_shot", "begin": 1}},
+            [*(f"0.{k}" for k in range(6)), "score"],
+            id="short epochs",
+        ),
+        pytest.param(
+            {"window": 3, "schedule": EARLY, "accumulate_grad_batches": 2},
+            ["0.0", "0.1", "0.2", "0.3", "score"],
+            id="not in the middle of a step",
+        ),
+        pytest.param(
+            {"window": 1, "schedule": EARLY, "accumulate_grad_batches": 4},
+            ["0.0", "0.1", "0.2", "0.3", "score"],
+            id="at least one step",
+        ),
+        pytest.param(
+            {"window": 2, "schedule": LATE, "batches": DataLoader(Stream(), 4)},
+            ["0.0", "0.1", "score", "1.0", "1.1", "score"],
+            id="the first of a stream",
+        ),
+        pytest.param(
+            {
+                "window": 2,
+                "schedule": {"kind": "linear", "begin": 0.25, "end": 0.5, "every": 4},
+                "max_epochs": -1,
+                "max_steps": 20,
+            },
+            ["0.3", "0.4", "score", "1.1", "1.2", "score"],
+            id="steps",
+        ),
+    ],
+)
+def test_which_batches_are_watched(arguments: dict[str, Any], expected: list[str]) -> None:
+    assert watched(**arguments) == expected
+
+
+def test_a_fit_of_one_short_epoch_meets_its_target() -> None:
+    callback = pruning(importance="taylor", schedule="cubic")
+    model = LitNet()
+    trainer(callback, max_epochs=1).fit(model, loader())
+    assert callback.is_done
+    assert not dynamic_ops(model)
+
+
+# Nothing of the training changes
+
+
+def noted(importance: Any, target: Any, **arguments: Any) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    notes = Everything()
+    callback = pruning(target, importance=importance, compact="never")
+    trainer(callback, notes, **arguments).fit(Dropped(), DataLoader(data(), 4, shuffle=True), loader())
+    return notes.steps
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_watching_leaves_every_following_step_as_it_was(name: str) -> None:
+    """A target of 1 keeps everything, so that both runs must be the same."""
+    plain, seen = (
+        noted(importance, 1.0, accumulate_grad_batches=2, gradient_clip_val=0.1) for importance in ("l1", name)
+    )
+    assert_same(plain, seen)
+
+
+def test_watching_a_masked_model_leaves_every_following_step_as_it_was() -> None:
+    of = {"l1": 1.0, **dict.fromkeys(WATCHING, 0.0)}
+    plain, seen = noted("l1", 0.5), noted({"name": "mixture", "of": of}, 0.5)
+    assert_same(plain, seen)
+
+
+def assert_same(plain: list[dict[str, Any]], seen: list[dict[str, Any]]) -> None:
+    assert len(plain) == len(seen) == 24
+    for step, (one, other) in enumerate(zip(plain, seen, strict=True)):
+        assert one.keys() == other.keys()
+        assert [name for name, value in one.items() if not torch.equal(value, other[name])] == [], step
+
+
+def test_validation_is_not_watched(scored: list[dict[str, Tensor]]) -> None:
+    loud = DataLoader(TensorDataset(100 * torch.ones(8, 3, 6, 6), torch.zeros(8, dtype=torch.long)), 8)
+    for validation in (None, loud):
+        torch.manual_seed(0)
+        fit = trainer(pruning(importance="activation"), val_check_interval=1)
+        fit.fit(LitNet(), DataLoader(data(), 4), validation)
+    first, second = scored[0], scored[2]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_exception_takes_the_hooks_out() -> None:
+    class Stop(Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            assert any(module._forward_pre_hooks for module in pl_module.modules())
+            raise OSError("the power went")
+
+    model = LitNet()
+    before = sum(len(module._forward_pre_hooks) for module in model.modules())
+    with pytest.raises(OSError, match="the power went"):
+        trainer(pruning(importance="fisher", schedule=EARLY), Stop()).fit(model, loader())
+    assert sum(len(module._forward_pre_hooks) for module in model.modules()) == before
+
+
+# Gradients are those of the loss
+
+
+def first_scores(scored: list[dict[str, Tensor]], name: Any, batch: int, **arguments: Any) -> dict[str, Tensor]:
+    """Return the scores of the first firing, of one epoch of a model whose examples do not see one another."""
+    scored.clear()
+    torch.manual_seed(0)
+    model = arguments.pop("model", Smooth)()
+    fit = trainer(pruning(importance={"name": name, "batches": 24}), max_epochs=2, **arguments)
+    fit.fit(model, DataLoader(data(), batch))
+    return scored[0]
+
+
+@pytest.mark.parametrize("name", ["taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"])
+def test_accumulated_batches_count_as_one(name: str, scored: list[dict[str, Tensor]]) -> None:
+    whole = first_scores(scored, name, 8, precision="64-true")
+    parts = first_scores(scored, name, 4, precision="64-true", accumulate_grad_batches=2)
+    for unit, row in whole.items():
+        assert row.any()
+        torch.testing.assert_close(parts[unit], row, rtol=1e-6, atol=0.0)
+
+
+class Fused(Smooth):
+    """An optimizer that unscales gradients by itself, after everybody has looked at them."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05, fused=True)
+
+
+class Plain(Smooth):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05, fused=False)
+
+
+def scaler(scale: float) -> MixedPrecision:
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6))
+
+
+@pytest.mark.parametrize("model", [Plain, Fused], ids=["unscaled before", "unscaled by the optimizer"])
+@pytest.mark.parametrize("name", ["taylor", "hessian", "fisher"])
+def test_the_scale_of_a_scaler_is_divided_out(name: str, model: type[LitNet], scored: list[dict[str, Tensor]]) -> None:
+    low, high = (first_scores(scored, name, 8, model=model, plugins=scaler(2.0**k)) for k in (8, 12))
+    full = first_scores(scored, name, 8, model=Plain)
+    for unit, row in full.items():
+        torch.testing.assert_close(low[unit], high[unit], rtol=1e-2, atol=float(row.max()) * 1e-3)
+        torch.testing.assert_close(high[unit], row, rtol=0.2, atol=float(row.max()) * 0.05)  # half precision
+
+
+def test_a_step_that_a_scaler_skips_is_not_seen(scored: list[dict[str, Tensor]]) -> None:
+    """The first scale is so large that gradients are not finite; the scaler halves it until they are."""
+    plugin = scaler(2.0**20)
+    row = first_scores(scored, "taylor", 4, plugins=plugin)
+    assert plugin.scaler is not None
+    assert 2.0**14 < plugin.scaler.get_scale() < 2.0**20
+    assert all(scores.isfinite().all() and scores.any() for scores in row.values())
+
+
+def test_only_steps_that_a_scaler_skips_are_no_reason_to_call_parameters_frozen(scored: Any) -> None:
+    with pytest.raises(PlanError, match="not finite in all 3 steps that importance 'taylor' watched: the scaler"):
+        first_scores(scored, "taylor", 8, plugins=scaler(2.0**40))
+
+
+class TwoOptimizers(Smooth):
+    """Each optimizer has some layers, and takes its own steps by hand."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        first, *others = self.children()
+        rest = [p for module in others for p in module.parameters()]
+        return torch.optim.SGD(first.parameters(), 0.05), torch.optim.SGD(rest, 0.05)
+
+
+@pytest.mark.parametrize("name", ["taylor", "fisher"])
+def test_optimizers_by_hand(name: str, scored: list[dict[str, Tensor]]) -> None:
+    automatic = first_scores(scored, name, 8)
+    by_hand = first_scores(scored, name, 8, model=TwoOptimizers)
+    for unit, row in automatic.items():
+        torch.testing.assert_close(by_hand[unit], row)
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        pytest.param("taylor", r"no gradient for 'conv1.weight', 'conv1.bias'; importance 'taylor'", id="taylor"),
+        pytest.param("fisher", r"no gradient at the inputs of 'conv2'; importance 'fisher'", id="fisher"),
+    ],
+)
+def test_what_has_no_gradient_is_named(name: str, match: str) -> None:
+    model = LitNet()
+    for layer in (model.conv1, model.norm) if name == "fisher" else (model.conv1,):
+        layer.requires_grad_(False)
+    with pytest.raises(PlanError, match=match):
+        trainer(pruning(importance=name)).fit(model, loader())
+
+
+def test_an_ignored_layer_need_not_learn() -> None:
+    model = LitNet()
+    model.conv1.requires_grad_(False)
+    callback = pruning({"macs": 0.9}, importance="taylor", ignore=["conv1"])
+    trainer(callback).fit(model, loader())
+    assert callback.is_done
+
+
+# Small in between
+
+
+class WithoutMomentum(LitNet):
+    """A channel that comes back to a small model has lost its momentum."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+@pytest.mark.parametrize("name", WATCHING)
+def test_a_model_that_is_small_between_firings_is_scored_alike(name: str, scored: list[dict[str, Tensor]]) -> None:
+    found = []
+    for compact in ("never", "each"):
+        scored.clear()
+        torch.manual_seed(0)
+        callback = pruning(importance=name, compact=compact, schedule={"kind": "linear", "begin": 1, "end": 4})
+        trainer(callback, precision="64-true", max_epochs=5).fit(WithoutMomentum(), loader())
+        found.append((list(scored), callback.state_dict()["kept"]))
+    (masked, kept), (small, again) = found
+    assert len(masked) == 3
+    for one, other in zip(masked, small, strict=True):
+        for unit, row in one.items():
+            torch.testing.assert_close(other[unit], row, rtol=1e-5, atol=1e-12)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+# Resume
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize(
+    "importance", ["taylor", "wanda", {"name": "mixture", "of": {"l1": 1, "fisher": 0.5}}], ids=str
+)
+@pytest.mark.filterwarnings("ignore:.*Found keys that are not in the model state dict.*")
+def test_a_run_resumes_with_what_was_watched(epoch: int, importance: Any, tmp_path: Path) -> None:
+    from tests.test_resume import assert_same as assert_same_run
+    from tests.test_resume import run
+
+    given = {"importance": importance, "schedule": {"kind": "linear", "begin": 1, "end": 4}}
+    whole = run(tmp_path / "a", **given)
+    saved = torch.load(tmp_path / "a" / f"epoch={epoch}.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
+    assert saved["watched"]["seen"] == 3
+    assert_same_run(whole, run(tmp_path / "b", ckpt=tmp_path / "a" / f"epoch={epoch}.ckpt", **given))
+
+
+def test_another_importance_begins_anew(tmp_path: Path, scored: list[dict[str, Tensor]]) -> None:
+    from tests.test_resume import run
+
+    run(tmp_path / "a", importance="taylor")
+    first = scored[0]
+    scored.clear()
+    fit = run(tmp_path / "b", ckpt=tmp_path / "a" / "epoch=0.ckpt", importance="hessian")
+    assert scored
+    assert not torch.equal(scored[0]["conv1_(0, 16)_out_2_in_2"], first["conv1_(0, 16)_out_2_in_2"])
+    assert any(isinstance(c, PruningCallback) and c.is_done for c in fit.callbacks)
+
+
+# Two processes
+
+
+SCRIPT = """
+import os
+import sys
+import torch
+from lightning.pytorch import Callback
+from torch.utils.data import DataLoader, DistributedSampler
+from lightning_prune.callback.collect import Collector
+from tests.lit import data, pruning, trainer
+from tests.test_collect import Smooth
+
+class Half(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            found["watched"] = callback.state_dict()["watched"]["observer"]
+
+def spy(self, *args, **kwargs):
+    found["scores"] = scores(self, *args, **kwargs)
+    return found["scores"]
+
+torch.set_num_threads(1)
+scores = Collector.scores
+Collector.scores = spy
+devices = int(sys.argv[1])
+everything = {}
+for name in ("taylor", "fisher", "activation"):
+    torch.manual_seed(0)
+    found = everything[name] = {}
+    callback = pruning(importance=name, schedule={"kind": "one_shot", "begin": 1})
+    options = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
+    fit = trainer(callback, Half(), max_epochs=2, precision="64-true", use_distributed_sampler=False, **options)
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    turns = DistributedSampler(data(), devices, rank, shuffle=False)  # ranks take turns: a step sees the same examples
+    fit.fit(Smooth(), DataLoader(data(), 8 // devices, sampler=turns))
+    found["kept"] = {unit: indices.tolist() for unit, indices in callback.state_dict()["kept"].items()}
+torch.save(everything, f"{devices}-{fit.global_rank}.pt")
+"""
+
+
+def test_two_processes_score_as_one_does_on_all_the_data(tmp_path: Path) -> None:
+    for devices in ("1", "2"):
+        result = two_processes(SCRIPT, tmp_path, devices)
+        assert result.returncode == 0, result.stderr[-4000:]
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert set(alone) == {"taylor", "fisher", "activation"}
+    for name, one in alone.items():
+        assert one["kept"] == first[name]["kept"] == second[name]["kept"]
+        for unit, row in one["scores"].items():
+            assert torch.equal(first[name]["scores"][unit], second[name]["scores"][unit])
+            torch.testing.assert_close(first[name]["scores"][unit], row, rtol=1e-6, atol=0.0)
+        for state in ("total", "weight"):  # what rank 0 saves between the batches and the firing is of both
+            assert torch.equal(first[name]["watched"][state], second[name]["watched"][state])
