@@ -231,13 +231,16 @@ class Integers:
         tried: set[tuple[Rule, str]],
         proposed: Container[Rule] = (),
     ) -> Rule | None:
-        """Return the first rule that has not been tried for such an op, if none of those proposed comes before it."""
+        """Return the first rule that has not been tried for such an op, if none of them is proposed already."""
         place = mismatch.event.name if mismatch.event else ""
+        found = []
         for name, attribute, element, labels in candidates:
             view = axes.view(name, labels)
             rule = Rule(type(self._modules[name]), attribute, element, view)
-            if rule in proposed:
-                return None
+            found.append((rule, name, attribute, element, labels, view))
+        if any(rule in proposed for rule, *_ in found):
+            return None
+        for rule, name, attribute, element, labels, view in found:
             is_new = (name, attribute, element) not in taken and (rule, place) not in tried
             if is_new and axes.find(name, len(labels), view) is not None:  # the only one of its kind from here
                 tried.add((rule, place))
@@ -249,7 +252,8 @@ class Integers:
         for module in mismatch.modules:
             name = self._names.get(id(module))
             if name is not None:
-                yield from ((name, a, e, wanted) for a, e, value in integers_of(module) if value == len(wanted))
+                fits = [(a, e) for a, e, value in integers_of(module) if value == len(wanted)]
+                yield from ((name, a, e, wanted) for a, e in sorted(fits, key=lambda fit: fit[1] is not None))
 
     def _guesses(self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> Iterator[Candidate]:
         """Yield the integers nearby that are as large as any axis was: an expression may have been made of them."""
