@@ -15,6 +15,9 @@ import torch
 __all__ = ["Generator", "drawing_alike", "global_generators", "own_generators"]
 
 
+_KINDS = (random.Random, torch.Generator, np.random.RandomState, np.random.Generator)
+
+
 @dataclass(frozen=True)
 class Generator:
     """A random generator: how to seed it, and how to put it back to where it was."""
@@ -35,7 +38,7 @@ def global_generators() -> Iterator[Generator]:
 
 def own_generators(attributes: Iterable[Mapping[str, Any]]) -> Iterator[Generator]:
     """Yield the generators that modules keep for themselves."""
-    for value in (value for held in attributes for value in held.values()):
+    for value in [value for held in attributes for value in held.values() if isinstance(value, _KINDS)]:
         if isinstance(value, random.Random):
             yield Generator(value.seed, partial(value.setstate, value.getstate()))
         elif isinstance(value, torch.Generator):

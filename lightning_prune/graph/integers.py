@@ -133,6 +133,7 @@ class Integers:
     _modules: dict[str, nn.Module] = field(default_factory=dict)
     _owners: dict[type[nn.Module], list[tuple[str, nn.Module]]] = field(default_factory=dict)
     _table: AxisTable | None = None
+    _tried: set[tuple[Rule, str]] = field(default_factory=set)  # for the axes of this table
 
     def __post_init__(self) -> None:
         self._modules = dict(self.trace.sandbox.model.named_modules())
@@ -143,7 +144,7 @@ class Integers:
     def axes(self, closure: Closure, units: Partition) -> AxisTable:
         """Return the axes of these units."""
         if self._table is None or self._table.units is not units:
-            self._table = AxisTable(self.trace, closure, units)
+            self._table, self._tried = AxisTable(self.trace, closure, units), set()
         return self._table
 
     def followers(self, closure: Closure, units: Partition, rules: Sequence[Rule] | None = None) -> list[Follower]:
@@ -181,10 +182,11 @@ class Integers:
         def failures(rules: Sequence[Rule]) -> list[Mismatch]:
             return find_mismatches(self.trace, alive, self.followers(closure, units, rules))
 
-        axes, tried, before = self.axes(closure, units), set[tuple[Rule, str]](), list(self.learned)
-        left = failures(self.learned)
+        axes, before = self.axes(closure, units), list(self.learned)
+        left, guessed = failures(self.learned), set[tuple[Rule, str]]()
         for _ in range(_ROUNDS):
-            proposals = self._propose(axes, alive, left, self.followers(closure, units), tried) if left else {}
+            followers = self.followers(closure, units)
+            proposals = self._propose(axes, alive, left, followers, guessed) if left else {}
             if not proposals:
                 break
             after = failures([*self.learned, *proposals])
@@ -204,20 +206,20 @@ class Integers:
         alive: BoolArray,
         mismatches: Sequence[Mismatch],
         followers: Sequence[Follower],
-        tried: set[tuple[Rule, str]],
+        guessed: set[tuple[Rule, str]],
     ) -> dict[Rule, tuple[Mismatch, IntArray | None]]:
         """Return untried rules with what they are to mend: for each axis known to be wrong one, else one guess."""
         taken = {(f.module, f.attribute, f.element) for f in followers}
         proposals: dict[Rule, tuple[Mismatch, IntArray | None]] = {}
         wrong = [(m, labels) for m in mismatches for met, labels in m.axes if met == len(labels)]
         for mismatch, wanted in wrong:
-            rule = self._first(axes, mismatch, self._exact(mismatch, wanted), taken, tried, proposals)
+            rule = self._first(axes, mismatch, self._exact(mismatch, wanted), taken, self._tried, proposals)
             if rule is not None:
                 proposals[rule] = (mismatch, wanted)
         # a guess beside others could pass for what they mend
         for mismatch in mismatches if not proposals else ():
             if mismatch.is_size and all(met in (None, len(labels)) for met, labels in mismatch.axes):
-                rule = self._first(axes, mismatch, self._guesses(axes, alive, mismatch), taken, tried)
+                rule = self._first(axes, mismatch, self._guesses(axes, alive, mismatch), taken, guessed)
                 if rule is not None:
                     return {rule: (mismatch, None)}
         return proposals

@@ -279,6 +279,8 @@ class Sandbox:
         """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
         changed: dict[str, Any] = {}
         for key in now.keys() | before.keys():
+            if now.get(key, _Absent) is before.get(key, _Absent) and (name, key) not in contents:
+                continue
             # an RNN lists its weights; followed integers were rewritten for this run
             listed = key.startswith("_flat_weight") or now.get(key) is _do_nothing
             if key in _OWN or listed or (name, key) in rewritten:

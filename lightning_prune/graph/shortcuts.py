@@ -28,7 +28,7 @@ _SAME_SHAPE = frozenset(
         *("relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "relu6"),
     )
 )
-_PAIRS = frozenset({"aten::add", "aten::mul", "aten::add_", "aten::mul_", "aten::sub"})
+_PAIRS = frozenset(f"aten::{n}" for n in ("add", "mul", "sub", "div", "add_", "mul_"))
 _CONVOLUTIONS = frozenset({"aten::conv1d", "aten::conv2d", "aten::conv3d"})
 _GATES = {"aten::lstm": 4, "aten::gru": 3, "aten::rnn_tanh": 1, "aten::rnn_relu": 1}
 _CHANNELS_FIRST = frozenset({"aten::batch_norm", "aten::group_norm"})
@@ -67,13 +67,27 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
         fits = name not in _CHANNELS_FIRST and name != "aten::layer_norm"
         return make_fake(mode, x, x.shape) if fits or _norm_fits(name, x, args) else None
     if name in _PAIRS and func._overloadname == "Tensor":
-        other = args["other"]
-        same = isinstance(other, FakeTensor) and other.shape == x.shape and other.dtype == x.dtype
-        if not same or not other.is_contiguous():
+        shape = _broadcast(x, args["other"])
+        if shape is None or (name.endswith("_") and shape != x.shape):
             return None
-        return x if name.endswith("_") else make_fake(mode, x, x.shape)
+        return x if name.endswith("_") else make_fake(mode, x, shape)
     special = _SPECIAL.get(name)
     return special(mode, x, args) if special else None
+
+
+def _broadcast(x: Tensor, other: Any) -> Sequence[int] | None:
+    """Return the shape that a tensor and a number, or a tensor of its dtype, have together."""
+    if isinstance(other, (int, float)):
+        return x.shape if x.dtype.is_floating_point else None
+    if not isinstance(other, FakeTensor) or other.dtype != x.dtype or not other.is_contiguous():
+        return None
+    if other.shape == x.shape:
+        return x.shape
+    rank = max(x.dim(), other.dim())
+    one, two = ([1] * (rank - t.dim()) + list(t.shape) for t in (x, other))
+    if any(a != b and 1 not in (a, b) for a, b in zip(one, two, strict=True)):
+        return None
+    return [b if a == 1 else a for a, b in zip(one, two, strict=True)]
 
 
 def _norm_fits(name: str, x: Tensor, args: dict[str, Any]) -> bool:
