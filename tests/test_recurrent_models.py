@@ -17,6 +17,8 @@ from lightning_prune.checkpoint import structure_of
 from lightning_prune.export import export_pruned
 from lightning_prune.graph.call import bind_arguments
 from lightning_prune.graph.shortcuts import shortcut
+from lightning_prune.importance import resolve_importance
+from lightning_prune.importance.observer import LossScale
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops.structure import reshape_
 from tests.compare import assert_same, outputs, scattered
@@ -272,6 +274,18 @@ def test_every_weight_that_makes_a_channel_speaks_for_it() -> None:
     weights = [p for n, p in model.rnn.named_parameters() if n.startswith(("weight_ih", "weight_hh"))]
     expected = sum(w.detach().abs().sum(1).view(4, 11)[:, 5:].sum(0) for w in weights) / 16
     torch.testing.assert_close(hidden.scores().double(), expected, rtol=1e-6, atol=0)
+
+
+def test_gradients_of_a_layer_count_once() -> None:
+    model = reading(lambda self, x: self.head(self.rnn(x)[0]), {}, rnn=gru(**PAIR)).make()
+    inputs = (torch.randn(BATCH, STEPS, FEATURES, dtype=torch.float64),)
+    (unit,) = prepare(model, inputs).units
+    observer: Any = resolve_importance({"name": "hessian", "reduction": "sum", "normalizer": "none"}).observer([unit])
+    model(*inputs).square().mean().backward()
+    observer.before_step({id(p) for p in model.parameters()}, LossScale())
+    rows = [(p * p.grad).square().view(3, HIDDEN, -1).sum((0, 2)) for p in model.rnn.parameters()]
+    expected = torch.stack(rows).sum(0) / 2
+    torch.testing.assert_close(observer.scores([unit])[unit.name].double(), expected.detach(), rtol=1e-6, atol=0)
 
 
 def test_a_copy_of_a_supernet_takes_choices_too() -> None:

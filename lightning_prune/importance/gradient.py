@@ -93,6 +93,16 @@ class _Layer:
     parts: dict[str, tuple[int, DenseAxis]]
 
 
+def _layers_of(spans: Iterable[Channel]) -> list[_Layer]:
+    """Return each axis of a layer once: of a recurrent layer every weight has a span."""
+    found: dict[tuple[object, ...], _Layer] = {}
+    for span in spans:
+        parts = parameter_axes(span)
+        places = tuple((name, dim) for name, (dim, _) in parts.items())
+        found.setdefault((id(span.module), places, span.start, span.end), _Layer(span, parts))
+    return list(found.values())
+
+
 class GradientObserver(MeansObserver):
     """Means of a function of `first` and `second` of every layer, over the steps of the optimizers.
 
@@ -106,9 +116,9 @@ class GradientObserver(MeansObserver):
     ) -> None:
         units = list(units)
         self._layers: dict[Row, _Layer] = {
-            (unit.name, k): _Layer(span, parameter_axes(span))
+            (unit.name, k): layer
             for unit in units
-            for k, span in enumerate(all_spans(unit, input_related=importance.input_related))
+            for k, layer in enumerate(_layers_of(all_spans(unit, input_related=importance.input_related)))
         }
         self._without: set[int] = set()  # parameters that had no gradient when an optimizer used them
         super().__init__(importance, units, function)
