@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_s
 
 from lightning_prune.checkpoint import structure_of
 from lightning_prune.export import export_pruned
-from lightning_prune.graph.call import bind_arguments
+from lightning_prune.graph.call import bind_arguments, tensors_in
 from lightning_prune.graph.shortcuts import shortcut
 from lightning_prune.importance import resolve_importance
 from lightning_prune.importance.observer import LossScale
@@ -381,3 +381,33 @@ def test_a_sequence_is_not_traced_step_by_step(make: Callable[[], Any]) -> None:
         for name, value in (("input", wider), ("hx", longer), ("hx", halved), ("params", fake["params"][::-1])):
             value = value[0] if name == "hx" and len(states) == 1 else value
             assert shortcut(mode, op, op._schema.name, {**fake, name: value}) is None, name
+
+
+@pytest.mark.parametrize("make", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_a_cell_is_not_traced_gate_by_gate(make: Callable[..., Any]) -> None:
+    cell = make(7, 6, dtype=torch.float64)
+    name = {"LSTMCell": "lstm_cell", "GRUCell": "gru_cell", "RNNCell": "rnn_tanh_cell"}[make.__name__]
+    op, states = getattr(torch.ops.aten, name).default, [torch.randn(3, 6, dtype=torch.float64) for _ in "hc"]
+    hx = states if make is nn.LSTMCell else states[0]
+    args = bind_arguments(op, (torch.randn(3, 7, dtype=torch.float64), hx, *cell.parameters()), {})
+    expected = tensors_in(op(**args))
+    with FakeTensorMode() as mode, torch.inference_mode():
+        fake = {k: torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, value) for k, value in args.items()}
+        assert [t.shape for t in tensors_in(shortcut(mode, op, op._schema.name, fake))] == [t.shape for t in expected]
+        for argument, changed in (("w_hh", fake["w_ih"]), ("b_ih", fake["b_ih"][1:]), ("input", fake["input"][:2])):
+            assert shortcut(mode, op, op._schema.name, {**fake, argument: changed}) is None, argument
+
+
+def autocasting(self: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return self.head(self.cell(self.rnn(self.embed(x))[0].mean(1)))
+
+
+def test_a_layer_under_autocast_is_traced_too() -> None:
+    keeps = {"embed": linear(FEATURES, 10), "rnn": gru(10), "cell": lambda: nn.GRUCell(HIDDEN, 8)}
+    model = reading(autocasting, {}, 8, **keeps).make().float()
+    inputs = (torch.randn(BATCH, STEPS, FEATURES),)
+    mutator = prepare(model, inputs)
+    assert {unit.num_channels for unit in mutator.units} == {10, 12, 8}
+    mutator.apply(scattered(mutator.units))
+    assert_same(outputs(export_pruned(model), inputs), outputs(model, inputs))

@@ -30,7 +30,9 @@ _SAME_SHAPE = frozenset(
 )
 _PAIRS = frozenset(f"aten::{n}" for n in ("add", "mul", "sub", "div", "add_", "mul_"))
 _CONVOLUTIONS = frozenset({"aten::conv1d", "aten::conv2d", "aten::conv3d"})
-_GATES = {"aten::lstm": 4, "aten::gru": 3, "aten::rnn_tanh": 1, "aten::rnn_relu": 1}
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+_RECURRENT = {f"aten::{kind}": gates for kind, gates in _GATES.items()}
+_CELLS = {f"aten::{kind}_cell": gates for kind, gates in _GATES.items()}
 _CHANNELS_FIRST = frozenset({"aten::batch_norm", "aten::group_norm"})
 
 
@@ -57,8 +59,10 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
     x = args.get("input", args.get("self"))
     if not isinstance(x, FakeTensor):
         return None
-    if name in _GATES:  # step by step they would be thousands of ops
-        return _recurrent(mode, x, args, _GATES[name])
+    if name in _RECURRENT:  # step by step they would be thousands of ops
+        return _recurrent(mode, x, args, _RECURRENT[name])
+    if name in _CELLS:
+        return _cell(mode, x, args, _CELLS[name])
     if not x.is_contiguous():
         return None
     if name in _IN_PLACE:
@@ -129,8 +133,12 @@ def _at(values: Sequence[int], k: int) -> int:
     return values[k] if len(values) > 1 else values[0]
 
 
+def _states(args: dict[str, Any]) -> list[Tensor]:
+    return [args["hx"]] if isinstance(args["hx"], Tensor) else list(args["hx"])
+
+
 def _recurrent(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int) -> tuple[Tensor, ...] | None:
-    states = [args["hx"]] if isinstance(args["hx"], Tensor) else list(args["hx"])
+    states = _states(args)
     weights, directions = weights_of(args), 2 if args["bidirectional"] else 1
     width, hidden = states[0].shape[-1], states[-1].shape[-1]
     rows, outputs = gates * hidden, directions * width
@@ -142,9 +150,22 @@ def _recurrent(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int
         expected = Weights((rows, inputs), (rows, width), ((rows,),) * len(layer.biases), hr)
         fits = fits and layer.map(lambda t: tuple(t.shape)) == expected
     fits = fits and all(tuple(s.shape) == (len(weights), batch, s.shape[-1]) for s in states)
-    if not fits or any(t.dtype != x.dtype for t in (*states, *args["params"])):
+    if not fits or any(s.dtype != x.dtype for s in states):  # those of weights may differ: autocast casts further down
         return None
     return tuple(make_fake(mode, x, shape) for shape in ((*x.shape[:2], outputs), *(s.shape for s in states)))
+
+
+def _cell(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int) -> Any:
+    states = _states(args)
+    hidden = states[0].shape[-1]
+    rows, biases = gates * hidden, [b for b in (args["b_ih"], args["b_hh"]) if b is not None]
+    weights = Weights(args["w_ih"], args["w_hh"], tuple(biases), None)
+    expected = Weights((rows, x.shape[-1]), (rows, hidden), ((rows,),) * len(biases), None)
+    fits = x.dim() == 2 and weights.map(lambda t: tuple(t.shape)) == expected
+    if not fits or any(tuple(s.shape) != (len(x), hidden) or s.dtype != x.dtype for s in states):
+        return None
+    new = tuple(make_fake(mode, x, s.shape) for s in states)
+    return new[0] if isinstance(args["hx"], Tensor) else new
 
 
 # Ops that move data: the result counts as contiguous. Whether a view of it is legal is a matter of strides, which
