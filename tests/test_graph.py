@@ -140,6 +140,20 @@ def test_a_model_that_reads_values_is_traced_on_real_tensors() -> None:
     assert {unit.name: unit.num_channels for unit in graph.units} == {"one_(0, 12)_out_1_in_1": 12}
 
 
+def test_a_constant_tensor_that_is_viewed_twice_needs_no_real_data() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(7, 12), nn.Linear(12, 5)
+            self.order = torch.arange(12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x) * self.order[None][:, None].to(x)[0])
+
+    _, trace = analyze(Views(), (torch.ones(2, 7),), {})
+    assert trace.sandbox.fake
+
+
 def test_a_batch_of_one_is_doubled_for_statistics_of_the_batch() -> None:
     model = nn.Sequential(nn.Linear(7, 12), nn.BatchNorm1d(12), nn.Linear(12, 5))
     graph, trace = analyze(model, (torch.randn(1, 7),), {})

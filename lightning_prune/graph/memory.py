@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 
-__all__ = ["Memory", "written_dims"]
+__all__ = ["Memory", "may_be_part", "written_dims"]
 
 _WRITTEN = "_lightning_prune_written"
 
@@ -31,6 +31,16 @@ def mark_written(tensor: Tensor, dims: frozenset[int]) -> None:
     setattr(tensor, _WRITTEN, dims)
 
 
+def is_constant(tensor: Tensor, axes: Sequence[Axis]) -> bool:
+    """Return whether a tensor is constant along some axis: writing to a part of it changes that."""
+    return any(isinstance(a, str) and a == ANY and n > 1 for a, n in zip(axes, tensor.shape, strict=True))
+
+
+def may_be_part(axes: Sequence[Axis]) -> bool:
+    """Return whether these may be the axes of a part of a constant: no labels, and one of them is `ANY`."""
+    return ANY in [a for a in axes if isinstance(a, str)] and not any(map(is_labelled, axes))
+
+
 class Memory:
     """Knows the living tensors that carry an `ANY` axis, by the storage they lie in.
 
@@ -44,8 +54,7 @@ class Memory:
 
     def watch(self, tensor: Tensor, axes: Sequence[Axis]) -> None:
         """Remember a tensor if a write elsewhere could change what is known of its axes."""
-        constant = any(isinstance(a, str) and a == ANY and n > 1 for a, n in zip(axes, tensor.shape, strict=True))
-        if constant and tensor.layout == torch.strided:
+        if is_constant(tensor, axes) and tensor.layout == torch.strided:
             sharing = self._sharing.setdefault(_storage(tensor), [])
             if not any(known() is tensor for known in sharing):
                 sharing.append(ref(tensor))

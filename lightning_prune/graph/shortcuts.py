@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
+from lightning_prune.graph.call import axes_of
+from lightning_prune.graph.memory import may_be_part
 from lightning_prune.graph.rules.recurrent import Weights, weights_of
 
 __all__ = ["make_fake", "make_fake_of", "shortcut"]
@@ -76,7 +78,10 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
             return None
         return x if name.endswith("_") else make_fake(mode, x, shape)
     special = _SPECIAL.get(name)
-    return special(mode, x, args) if special else None
+    # a view of a tensor that knows its version shares it; what is written to a view of a constant must be seen in it
+    if special is None or (name in _MOVES and (not x.is_inference() or may_be_part(axes_of(x)))):
+        return None
+    return special(mode, x, args)
 
 
 def _broadcast(x: Tensor, other: Any) -> Sequence[int] | None:
@@ -244,9 +249,7 @@ def _matmul(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | N
     return make_fake(mode, x, (*x.shape[:-1], y.shape[-1])) if fits and x.dtype == y.dtype else None
 
 
-_SPECIAL: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Any]] = {
-    "aten::linear": _linear,
-    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+_MOVES: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Any]] = {
     **dict.fromkeys(("aten::view", "aten::reshape", "aten::_unsafe_view"), _view),
     "aten::flatten": _flatten,
     "aten::unflatten": _unflatten,
@@ -256,5 +259,10 @@ _SPECIAL: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Any]] = {
     "aten::select": _select,
     "aten::slice": _slice,
     "aten::unbind": _unbind,
+}
+_SPECIAL = {
+    **_MOVES,
+    "aten::linear": _linear,
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(("aten::matmul", "aten::bmm", "aten::mm"), _matmul),
 }
