@@ -178,6 +178,23 @@ def test_a_model_that_fails_in_train_mode_says_so() -> None:
     assert len(graph.units) == 1
 
 
+def test_a_model_that_makes_a_constant_on_the_meta_device_is_traced_on_fake_tensors() -> None:
+    class Appends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(7, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            before = torch.tensor([], dtype=x.dtype, device=x.device)
+            return self.two(torch.cat([before, self.one(x)], 0))
+
+    with torch.device("meta"):
+        model, x = Appends(), torch.randn(2, 7)
+    graph, trace = analyze(model, (x,), {})
+    assert trace.sandbox.fake
+    assert [unit.num_channels for unit in graph.units] == [8]
+
+
 # What is frozen, and why
 
 

@@ -189,7 +189,8 @@ def identity(tensor: Tensor) -> Any:
     known = getattr(tensor, _IDENTITY, None)
     if known is not None:
         return known
-    if isinstance(tensor, FakeTensor) or tensor.layout != torch.strided or tensor.numel() > _LARGEST_CONSTANT:
+    unreadable = isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.layout != torch.strided
+    if unreadable or tensor.numel() > _LARGEST_CONSTANT:
         return "constant", None
     with _disable_current_modes():
         values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
