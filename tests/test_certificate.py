@@ -346,6 +346,40 @@ class Spread(nn.Module):
         return self.head(x + self.attention["dense"](self.attention["inner"](x)))
 
 
+class Calls(nn.Module):
+    """A forward in one function, over layers that it names."""
+
+    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module | nn.Parameter | list[int]) -> None:
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def raised_by_turns(self: nn.Module, x: Tensor) -> Tensor:
+    x = self.a(x).clone()
+    x[..., 1::2].add_(1.0)
+    return self.b(x)
+
+
+def turned_in_pairs(self: nn.Module, x: Tensor) -> Tensor:
+    x = self.a(x)
+    return self.b(torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) + x)
+
+
+def linear_attention(self: nn.Module, x: Tensor) -> Tensor:
+    q, k = nn.functional.elu(self.a(x)) + 1, nn.functional.elu(self.c(x)) + 1
+    return self.b(q @ (k.mT @ x)) / (q @ k.sum(1)[..., None])
+
+
+def cut_and_put_together(self: nn.Module, x: Tensor) -> Tensor:
+    first, second, third = self.a(x).split(self.sizes, -1)
+    return self.b(torch.cat([third, first, second], -1))
+
+
 class LargestNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -403,6 +437,50 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]
             "attention.inner.q_(0, 24)_out_3_in_1_heads": 4,
             "attention.inner.q_(0, 24)_out_3_in_1_head_dim": 6,
         },
+    ),
+    "a layer's own number": (
+        lambda: Calls(lambda self, x: self.b(self.a(x) / self.a.out_features), a=nn.Linear(7, 8), b=nn.Linear(8, 5)),
+        (2, 9, 7),
+        {},
+    ),
+    "a grid of channels with themselves": (
+        lambda: Calls(
+            lambda self, x: self.b((self.a(x)[..., None] * self.a(x)[..., None, :]).flatten(-2)),
+            a=nn.Linear(7, 6),
+            b=nn.Linear(36, 5),
+        ),
+        (2, 9, 7),
+        {},
+    ),
+    "positions for longer inputs": (
+        lambda: Calls(
+            lambda self, x: self.b(self.a(x) + self.places[: x.shape[1]]),
+            a=nn.Linear(7, 24),
+            b=nn.Linear(24, 5),
+            places=nn.Parameter(torch.randn(9, 24)),
+        ),
+        (2, 5, 7),
+        {"places_(0, 24)_out_2_in_2": 24},
+    ),
+    "every second channel": (
+        lambda: Calls(raised_by_turns, a=nn.Linear(7, 8), b=nn.Linear(8, 5)),
+        (2, 9, 7),
+        {"a_(0, 8)_out_1_in_1": 4},
+    ),
+    "rotary pairs": (
+        lambda: Calls(turned_in_pairs, a=nn.Linear(7, 8), b=nn.Linear(8, 5)),
+        (2, 9, 7),
+        {"a_(0, 8)_out_1_in_1": 4},
+    ),
+    "linear attention": (
+        lambda: Calls(linear_attention, a=nn.Linear(7, 6), c=nn.Linear(7, 6), b=nn.Linear(7, 5)),
+        (2, 9, 7),
+        {"a_(0, 6)_out_2_in_0": 6},
+    ),
+    "parts in another order": (
+        lambda: Calls(cut_and_put_together, a=nn.Linear(7, 36), b=nn.Linear(36, 5), sizes=[10, 12, 14]),
+        (2, 9, 7),
+        {"a_(0, 36)_out_1_in_1": 36},
     ),
     "embedding of a largest norm": (LargestNorm, (2, 9), {}),
     "statistics over features": (TokenNorm, (2, 9, 7), {"embed_(0, 12)_out_1_in_1": 12}),
