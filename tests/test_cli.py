@@ -175,10 +175,13 @@ def test_other_arguments(tmp_path: Path) -> None:
         compact="never",
         submodule="conv1",
         reset_monitors=False,
+        regrow=False,
+        per_cost="macs",
         callback="lightning_prune.PruningCallback",
     )
     assert (found.scope, found.ignore, found.divisor, found.min_ratio) == ("local", ("head", "conv1*"), 8, 0.25)
     assert (found.compact, found.submodule, found.reset_monitors) == ("never", "conv1", False)
+    assert (found.regrow, found.per_cost) == (False, "macs")
 
 
 def test_a_mutator_in_yaml(tmp_path: Path) -> None:
@@ -224,7 +227,18 @@ def test_help_shows_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command("--trainer.callbacks.help=PruningCallback")
     shown = capsys.readouterr().out
-    for name in ("target", "importance", "schedule", "scope", "ignore", "divisor", "min_ratio", "compact", "mutator"):
+    for name in (
+        "target",
+        "importance",
+        "schedule",
+        "scope",
+        "ignore",
+        "divisor",
+        "min_ratio",
+        "compact",
+        "mutator",
+        "per_cost",
+    ):
         assert f"--trainer.callbacks.{name} " in shown
     assert "the ratio of channels" in shown
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lightning_prune.errors import CheckpointError, ConfigError, PlanError
 from lightning_prune.importance import Importance, hessian, resolve_importance, taylor, taylor2
 from lightning_prune.importance.observer import LossScale, MeansObserver, carried_on
+from lightning_prune.ops import convert_
 from lightning_prune.units import MutableChannelUnit
 from tests.by_hand import conv, joined, linear, norm, span, unit
 
@@ -115,6 +116,14 @@ def test_a_convolution_before_a_batch_norm_has_nothing_to_say() -> None:
     only = seen({"name": "taylor", "reduction": "first"}, one, layer, scale)
     both = seen({"name": "taylor", "reduction": "sum"}, one, layer, scale)
     assert max(only) < 1e-8 < min(both)
+
+
+def test_a_norm_without_parameters_has_nothing_to_say() -> None:
+    layer, scale = maker(), nn.BatchNorm1d(3, affine=False)
+    one = joined(3, [layer])
+    one.output_related.append(span(convert_(scale), tensor="running_mean"))
+    give(layer)
+    assert seen({"name": "taylor", "reduction": "sum"}, one, layer) == [1.0, 0.0, 16.0]
 
 
 def test_readers_count_on_request() -> None:
