@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_prune.mutator.rebuild import rewrite_configs_
 from lightning_prune.ops import to_static_
 from lightning_prune.ops.structure import remember_structure_, structure_of
 
@@ -22,6 +23,11 @@ def export_pruned(model: ModelT) -> ModelT:
     The new model gives the same outputs, bit for bit where the kernels round alike, and contains no class of this
     library. It remembers its structure, which `lightning_prune.checkpoint.structure_of` returns: save that under the
     key ``lightning_prune`` beside the ``state_dict``, and `load_pruned` can rebuild the model from its class.
+
+    A model that saves itself with a config (`save_pretrained`) gets a config that describes the small model, where its
+    class can make the very same model from one: layers of a kind are equally wide (`ChannelMutator(tie_kinds=True)`)
+    and no scale changes. Else the config stays that of the dense model, and `ChannelMutator.report` says why. The
+    model must have been traced in this process.
 
     Args:
         model: Any model; one without dynamic ops is copied.
@@ -46,6 +52,7 @@ def export_pruned(model: ModelT) -> ModelT:
     structure = structure_of(small)
     to_static_(small)
     remember_structure_(small, structure)
+    rewrite_configs_(small, model)
     return small
 
 

@@ -26,6 +26,10 @@ GLOBAL_STATE: dict[str, Callable[[], object]] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-models", action="store_true", help="examine every real model, not a third of them")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,13 +16,15 @@ from lightning_prune.errors import TraceError
 from lightning_prune.graph.call import Rule, tensors_in
 from lightning_prune.graph.certify import Mismatch, run_lockstep
 from lightning_prune.graph.channel_graph import ChannelGraph
+from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.frozen import find_frozen
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.partition import price
 from lightning_prune.graph.refine import refine
+from lightning_prune.graph.sandbox import Sandbox
 from lightning_prune.graph.trace import DenseTrace, trace_model
 
-__all__ = ["analyze", "certify_kept"]
+__all__ = ["analyze", "certify_kept", "certify_rebuilt"]
 
 
 @contextmanager
@@ -117,3 +120,28 @@ def certify_kept(graph: ChannelGraph, trace: DenseTrace, kept: Mapping[str, IntA
         raise TraceError(
             f"The structure does not run the dense program: {mismatch}. The model is unchanged."
         ) from mismatch
+
+
+@_no_collector()
+def certify_rebuilt(graph: ChannelGraph, trace: DenseTrace, alive: BoolArray, model: nn.Module, part: str) -> None:
+    """Certify that a model, a part of which was made small by its own class, is the pruned one.
+
+    Args:
+        graph: The graph of the dense model.
+        trace: Its dense trace.
+        alive: Per label, whether it lives.
+        model: The model; tensors of the part have the shapes of the pruned ones, and need no values.
+        part: Name of that part, "" for all of it. Its integers are its own.
+
+    Raises:
+        TraceError: It runs another program, or the trace needs values.
+    """
+    modes = [mode for mode in trace.events if mode not in trace.real]
+    if not modes:
+        raise TraceError("its forward reads values, and cannot be run without any")
+    inside = [f for f in graph.followers if not part or f.module == part or f.module.startswith(f"{part}.")]
+    outside = [f for f in graph.followers if f not in inside]
+    try:
+        run_lockstep(replace(trace, sandbox=Sandbox.like(trace.sandbox, model)), alive, outside, modes)
+    except Mismatch as mismatch:
+        raise TraceError(f"{mismatch}") from mismatch

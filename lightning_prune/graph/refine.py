@@ -113,9 +113,11 @@ def refine(
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
-        if any(_find_counterexamples(known, closure, units, sampler) for sampler in _samples(known, closure, units)):
+        if tie_kinds and known.tie(closure, units):
             continue
-        if not (tie_kinds and known.tie(closure, units)):
+        if not any(
+            _find_counterexamples(known, closure, units, sampler) for sampler in _samples(known, closure, units)
+        ):
             return known, closure, units
 
 

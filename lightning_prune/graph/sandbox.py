@@ -100,6 +100,13 @@ class Sandbox:
         self._found = {name: (t.dtype, t.device) for name, t in named_tensors(self.model).items()}
         self._moved: dict[str, Tensor] = {}
 
+    @classmethod
+    def like(cls, other: Sandbox, model: nn.Module) -> Sandbox:
+        """Return a sandbox for another model whose tensors stand for those of the same name, on their devices."""
+        sandbox = cls(model, other.fake)
+        sandbox._found = other._found
+        return sandbox
+
     @property
     def fake_mode(self) -> FakeTensorMode | None:
         """The mode of the fake tensors, None on real ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning_prune.mutator import config as written
 from lightning_prune.mutator import wiring
 from lightning_prune.mutator.arguments import check_model, check_unit_arguments, parse_channel_unit, split_input
 from lightning_prune.mutator.describe import describe_structure
+from lightning_prune.mutator.rebuild import Prepared, rebuild_parts, remember_
 from lightning_prune.ops import DynamicOp, dynamic_ops, see_through, static_view, to_static_
 from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit
@@ -131,6 +133,8 @@ class ChannelMutator:
                 to_static_(model)  # nothing is cut: it is as it was
             self._model, self._graph, self._trace, self.units = None, None, None, []
             raise
+        if self._prepared is not None:
+            remember_(model, self._prepared)
 
     def _prepare_from_trace(self, model: nn.Module) -> None:
         graph, self._trace = self._analyze(model)
@@ -234,6 +238,12 @@ class ChannelMutator:
                 raise ConfigError(f"Got units {sorted(missing)} that the trace and the structure do not share.")
             self._graph = graph
         return self._graph
+
+    @property
+    def _prepared(self) -> Prepared | None:
+        if self._graph is None or self._trace is None:
+            return None
+        return Prepared(self._graph, self._trace, {unit.name: unit.mutable for unit in self.units})
 
     # Choices
 
@@ -400,8 +410,10 @@ class ChannelMutator:
         return found
 
     def report(self) -> StructureReport:
-        """Return every unit with its share of the cost, and every frozen axis with the reason."""
-        return describe_structure(self.graph, self.units, self.counts())
+        """Return every unit with its share of the cost, every frozen axis with the reason, and what else to know."""
+        report = describe_structure(self.graph, self.units, self.counts())
+        notes = rebuild_parts(self.model, self._prepared)[1] if self._prepared is not None else []
+        return replace(report, notes=(*report.notes, *notes))
 
     def config_template(
         self, only_mutable_units: bool = False, with_unit_init_args: bool = False, with_channels: bool = False
