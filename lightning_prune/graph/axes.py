@@ -46,8 +46,10 @@ class AxisTable:
         self.closure, self.units = closure, units
         inner = self._inner_axes(trace)
         self._by_size: dict[int, list[tuple[str, int, IntArray]]] = {}
+        self._ranks: dict[str, int] = {}
         for tensor, axes in trace.axes.items():
             found = [axis for axis in axes if is_labelled(axis)]
+            self._ranks[tensor] = len(found)
             ordinal = 0
             while ordinal < len(found):  # an axis, then what it is made of
                 axis = found[ordinal]
@@ -83,14 +85,13 @@ class AxisTable:
     def find(self, module: str, size: int, view: View) -> IntArray | None:
         """Return the axis of a module that a view describes; None where none does, or several that differ."""
         prefix = f"{module}." if module else ""
-        fits = [
-            (tensor, ordinal, axis)
-            for tensor, ordinal, axis in self._by_size.get(size, ())
-            if tensor.startswith(prefix) and self._shape(axis) == view.shape
-        ]
-        for tensor, ordinal, axis in fits:
-            if tensor[len(prefix) :] == view.tensor and ordinal == view.ordinal:
+        inside = [entry for entry in self._by_size.get(size, ()) if entry[0].startswith(prefix)]
+        for tensor, ordinal, axis in inside:
+            # an axis of a parameter is the same one whatever it is made of; a factor or part of one is not
+            alike = ordinal < self._ranks[tensor] or self._shape(axis) == view.shape
+            if (tensor[len(prefix) :], ordinal) == (view.tensor, view.ordinal) and alike:
                 return axis
+        fits = [entry for entry in inside if self._shape(entry[2]) == view.shape]
         return fits[0][2] if len({self._unit_sets(axis) for _, _, axis in fits}) == 1 else None
 
     def changed(self, module: str, size: int, alive: BoolArray) -> Iterator[IntArray]:
