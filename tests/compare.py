@@ -16,6 +16,8 @@ from lightning_prune.ops import dynamic_ops, static_view
 from lightning_prune.plan import KeepPlan
 from lightning_prune.units import MutableChannelUnit
 
+DIRECTIONS = ("original1", "weight_v")  # of weight norm: without a direction that is 0; its length becomes 0 instead
+
 
 def double(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.double() if x.is_floating_point() else x for x in inputs)
@@ -49,6 +51,8 @@ def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = 
     with torch.no_grad():
         for op in dynamic_ops(dense).values():
             for name, parameter in op._parameters.items():
+                if name in DIRECTIONS:
+                    continue
                 for dim, kept in enumerate(op.kept(name) if parameter is not None else ()):
                     if kept is not None:
                         removed = torch.ones(parameter.shape[dim], dtype=torch.bool)

@@ -70,6 +70,7 @@ def check(model: nn.Module, inputs: Any, units: Mapping[str, int], seeds: int = 
     Returns:
         The mutator; the model is pruned.
     """
+    run(model, inputs)  # hooks leave weights without a history behind, which can be copied
     plain = copy.deepcopy(model)
     state = copy.deepcopy(model.state_dict())
     mutator = ChannelMutator(example_input=inputs)

@@ -165,10 +165,9 @@ NORMALIZATION = {
     "nanquantile": case(lambda x: torch.nanquantile(x, 0.3, 2), (4, 6, 5), frozen="0.2"),
     "cumprod_": case(in_place("cumprod_", 1), (4, 6, 5), frozen="0.1"),
     "msort": case(A.msort, (4, 6, 5), frozen="0.0"),
-    "_weight_norm_interface": case(lambda v, g: torch._weight_norm(v, g, 0), (4, 6, 5), (4, 1, 1), pooled="0.1 0.2"),
-    "_weight_norm_interface, the last axis": case(
-        lambda v, g: torch._weight_norm(v, g, 2), (4, 6, 5), (1, 1, 5), pooled="0.0 0.1"
-    ),
+    "_weight_norm": case(lambda v, g: torch._weight_norm(v, g, 0), (5, 6, 4), (5, 1, 1), pooled="0.1 0.2"),
+    "_weight_norm, inner axis": case(lambda v, g: torch._weight_norm(v, g, 1), (5, 6, 4), (1, 6, 1), pooled="0.0 0.2"),
+    "_weight_norm, all axes": case(lambda v, g: torch._weight_norm(v, g, -1), (5, 6), (), pooled="0.0 0.1"),
     "renorm": case(lambda x: torch.renorm(x, 2, 1, 1.0), (4, 6, 5), pooled="0.0 0.2"),
 }
 

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_prune import ops
 from lightning_prune.errors import ConfigError
 from lightning_prune.mutables import MutableChannel, MutableChannelContainer
-from lightning_prune.ops import GenericDynamic, convert_, dynamic_ops, static_view, tensor_cuts, to_static_
+from lightning_prune.ops import OPS, GenericDynamic, convert_, dynamic_ops, static_view, tensor_cuts, to_static_
 from lightning_prune.ops.slicing import Cut, put_, take
 
 
@@ -779,22 +779,49 @@ def hooked(register, module):
     return module
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), id="parametrised"),
-        pytest.param(lambda: nn.utils.weight_norm(nn.Linear(2, 2)), id="weight norm"),
-        pytest.param(lambda: nn.utils.spectral_norm(nn.Linear(2, 2)), id="spectral norm"),
-        pytest.param(lambda: nn.utils.prune.identity(nn.Linear(2, 2), "weight"), id="pruning hook"),
-        pytest.param(lambda: nn.LazyLinear(2), id="lazy"),
-    ],
+MADE = [
+    pytest.param(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), id="parametrised"),
+    pytest.param(lambda: nn.utils.weight_norm(nn.Linear(2, 2)), id="weight norm"),
+    pytest.param(lambda: nn.utils.spectral_norm(nn.Linear(2, 2)), id="spectral norm"),
+    pytest.param(lambda: nn.utils.prune.identity(nn.Linear(2, 2), "weight"), id="pruning hook"),
+]
+EMPTY = pytest.param(lambda: nn.Linear(0, 2), id="empty")
+LAZY = pytest.param(lambda: nn.LazyLinear(2), id="lazy")
+SCRIPTED = pytest.param(lambda: torch.jit.script(nn.Linear(2, 2)), id="scripted")
+OLD_WAYS = pytest.mark.filterwarnings(
+    "ignore:.*weight_norm.* is deprecated:FutureWarning",
+    "ignore:.*torch.jit:DeprecationWarning",
+    "ignore:Initializing zero-element tensors:UserWarning",
 )
-@pytest.mark.parametrize("generic", [True, False])
-def test_modules_whose_tensors_others_make_are_left_alone(make, generic):
+
+
+@OLD_WAYS
+@pytest.mark.parametrize("make", [*MADE, EMPTY, LAZY, SCRIPTED])
+def test_layers_whose_weight_others_make_are_not_converted_for_their_class(make):
     module = make()
     before = type(module)
-    assert convert_(module, generic=generic) is module
+    assert convert_(module) is module
+    assert type(module) is before
+
+
+@OLD_WAYS
+@pytest.mark.parametrize("make", [*MADE, EMPTY])
+def test_layers_whose_weight_others_make_become_generic_where_something_is_cut(make):
+    module = make()
+    before = type(module)
+    assert convert_(module, generic=True) is module
+    assert isinstance(module, GenericDynamic)
+    assert isinstance(module, before)
+    assert not isinstance(module, OPS[nn.Linear])
+    assert type(module.to_static()) is before
+
+
+@OLD_WAYS
+@pytest.mark.parametrize("make", [LAZY, SCRIPTED])
+def test_layers_whose_tensors_are_out_of_reach_are_never_converted(make):
+    module = make()
+    before = type(module)
+    assert convert_(module, generic=True) is module
     assert type(module) is before
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tests import zoo_attention as attention
 from tests import zoo_models as models
+from tests import zoo_partial as partial
 from tests import zoo_recurrent as recurrent
 
 IMAGE, LARGER_IMAGE = ((3, 8, 8),), ((3, 12, 10),)
@@ -33,6 +34,7 @@ class Case:
         larger: The same for a second input size.
         vocabulary: Inputs are token indices below it.
         renormalizing: A unit takes part in a mean or variance over its own channels, so zeroing is not removing.
+        pickles: Torch pickles the model; it refuses parametrised ones.
     """
 
     build: Callable[[], nn.Module]
@@ -41,6 +43,7 @@ class Case:
     larger: tuple[tuple[int, ...], ...] = field(default=LARGER_IMAGE)
     vocabulary: int | None = None
     renormalizing: bool = False
+    pickles: bool = True
 
     def make(self) -> nn.Module:
         """Return a new module; every call gives the same weights, whatever the global seed."""
@@ -289,5 +292,13 @@ ZOO: dict[str, Case] = {
         {"first_(0, 40)_out_1_in_2": 10, "second_(0, 24)_out_1_in_2": 8, "third_(0, 6)_out_1_in_2": 6},
         shapes=TOKENS,
         larger=MORE_TOKENS,
+    ),
+    # A layer is one layer, whatever its weight is made of. The depthwise one normalises each filter for itself, so that
+    # only those that read the stem and the depthwise one mix what they read.
+    "weight_norm": Case(
+        partial.weight_normed,
+        {"stem.conv_(0, 8)_out_2_in_2": 8, "body_(0, 12)_out_2_in_2": 12, "up_(0, 10)_out_1_in_1": 10},
+        renormalizing=True,
+        pickles=False,
     ),
 }

@@ -38,12 +38,12 @@ def set_axes(tensor: Tensor, axes: Sequence[Axis]) -> None:
 
 
 def is_weight(tensor: Tensor) -> bool:
-    """Return whether the tensor is a parameter, or one seen through views and casts alone."""
+    """Return whether the tensor is a parameter or buffer, or made of those alone."""
     return bool(getattr(tensor, _PARAM, False))
 
 
 def mark_weight(tensor: Tensor) -> None:
-    """Note that the tensor is a parameter, or one seen through views and casts alone."""
+    """Note that the tensor is a parameter or buffer, or made of those alone."""
     setattr(tensor, _PARAM, True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.cost import CostModel
 from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
 
-__all__ = ["ChannelGraph", "Follower", "FrozenAxis", "Place", "Spans", "UnitSpec", "unit_sets"]
+__all__ = ["ChannelGraph", "Follower", "FrozenAxis", "Place", "Spans", "UnitSpec", "home_of", "unit_sets"]
 
 # runs of an axis: (unit, start, end, channel of the unit at each position)
 Spans = tuple[tuple["UnitSpec", int, int, IntArray], ...]
@@ -70,8 +71,18 @@ class UnitSpec:
         chosen: dict[str, Place] = {}
         for place in self.places:
             if place.is_output if output else place.is_input:
-                chosen.setdefault(place.layer, place)
+                chosen.setdefault(home_of(place.layer), place)
         return list(chosen.values())
+
+
+def home_of(layer: str) -> str:
+    """Return the layer that a module is a part of: itself, or the layer whose weight a parametrisation makes.
+
+    Example:
+        >>> home_of("body.0.parametrizations.weight.0"), home_of("body.0")
+        ('body.0', 'body.0')
+    """
+    return re.sub(r"(^|\.)parametrizations\..*", "", layer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from lightning_prune.graph.certify import Mismatch, certifies, find_mismatches
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
+from lightning_prune.graph.made import weight_of
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 
@@ -46,7 +47,7 @@ def known_followers(trace: DenseTrace) -> list[Follower]:
     for name, module in model.named_modules():
         owner = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
         own = {n: trace.axes.get(first.get(id(p), ""), ()) for n, p in dict(owner._parameters).items()}
-        axes = own.get("weight", ())  # scripted modules have no plain dict
+        axes = trace.axes.get(first.get(id(weight_of(owner)), ""), ())
         for attribute, element, axis in (
             *_recurrent(module, own),
             *(_table(trace.space, module, axes) if axes else ()),
@@ -80,7 +81,7 @@ def _of_convolution(space: LabelSpace, module: _ConvNd, axes: Sequence[Axis]) ->
     if module.groups == 1:
         yield part, None, axes[1]
         return
-    groups = space.split(axes[0], (module.groups, module.weight.shape[0] // module.groups))[0]
+    groups = space.split(axes[0], (module.groups, len(axes[0]) // module.groups))[0]
     yield "groups", None, groups
     inner = [axis for axis in (groups, axes[1]) if is_labelled(axis)]
     if inner:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from lightning_prune.graph.channel_graph import Place, UnitSpec, runs_along, unit_sets
+from lightning_prune.graph.channel_graph import Place, UnitSpec, home_of, runs_along, unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.cost import CostModel, Expression, Polynomial
 from lightning_prune.graph.labels import Axis, IntArray, is_labelled
@@ -213,13 +213,15 @@ def _unit(classes: IntArray, places: Sequence[tuple[Place, bool]], roles: _Roles
         axis = next((r for r in ("groups", "heads", "head_dim") if roles.classes[r][classes].any()), "channels")
     by_layer: dict[str, list[tuple[Place, bool]]] = {}
     for place, both in places:
-        by_layer.setdefault(place.layer, []).append((place, both))
+        by_layer.setdefault(home_of(place.layer), []).append((place, both))
     settled = []
     for group in by_layer.values():
         per_channel = not any(p.is_output or p.is_input for p, _ in group)
         whole_groups = axis == "groups" and any(both for _, both in group)
         for place, _ in group:
             settled.append(replace(place, is_output=True, is_input=True) if per_channel or whole_groups else place)
+    if not any(p.is_output for p in settled):  # a product of weights reads both: one of them makes
+        settled = [replace(p, is_output=True) for p in settled]
     settled.sort(key=lambda p: (layers.order[p.tensor], p.dim))
     unit = UnitSpec(
         "",
@@ -237,7 +239,7 @@ def _unit(classes: IntArray, places: Sequence[tuple[Place, bool]], roles: _Roles
 def _name(unit: UnitSpec) -> str:
     makers, readers = unit.layers(output=True), unit.layers(output=False)
     place = (makers or readers)[0]
-    layer = place.layer or place.tensor
+    layer = home_of(place.layer) or place.tensor
     suffix = "" if unit.axis == "channels" else f"_{unit.axis}"
     span = f"({int(place.positions[0])}, {int(place.positions[-1]) + 1})"
     return f"{layer}_{span}_out_{len(makers)}_in_{len(readers)}{suffix}"

@@ -222,6 +222,7 @@ class Sandbox:
             observer.stand_ins = tensors
             for module in self.model.modules():
                 if isinstance(module, torch.jit.ScriptModule):  # its tensors are out of reach, and frozen for that
+                    module.training = train
                     continue
                 if isinstance(module, nn.DataParallel):
                     module.__dict__["device_ids"] = []  # no copies on other devices
@@ -248,6 +249,7 @@ class Sandbox:
     def _restored(self, rewritten: frozenset[tuple[str, str]]) -> Iterator[None]:
         """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
         scripted = [m for m in self.model.modules() if isinstance(m, torch.jit.ScriptModule)]
+        flags = [m.training for m in scripted]
         buffers = [(b, b.detach().clone()) for m in scripted for b in m.buffers(recurse=False)]
         modules = {name: m for name, m in self.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         saved = {name: dict(module.__dict__) for name, module in modules.items()}
@@ -265,6 +267,8 @@ class Sandbox:
         finally:
             for generator in random_state:
                 generator.restore()
+            for module, flag in zip(scripted, flags, strict=True):
+                module.training = flag
             for buffer, values in buffers:
                 buffer.detach().copy_(values)
             for name, module in modules.items():

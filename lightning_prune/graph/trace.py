@@ -247,8 +247,8 @@ class Recorder(Walk):
             self.unknown[name] = self.unknown.get(name, 0) + 1
         entry.apply(call)
         outputs = call.outputs
-        if name in _VIEWS and tensors and is_weight(tensors[0]):
-            for tensor in outputs:
+        if not call.costs and any(map(is_weight, tensors)) and all(is_weight(t) or not t.dim() for t in tensors):
+            for tensor in outputs:  # what is made of weights alone, but for products: those make activations too
                 mark_weight(tensor)
         place = {id(t): k for k, t in enumerate(tensors)}
         self.events.append(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_prune.graph import ChannelGraph
+from lightning_prune.graph.channel_graph import home_of
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.plan import StructureReport, UnitRow
 from lightning_prune.units import MutableChannelUnit
@@ -30,7 +31,7 @@ def describe_structure(graph: ChannelGraph, units: Sequence[MutableChannelUnit],
     rows = []
     for spec, kept, share in zip(graph.units, counts.tolist(), shares.tolist(), strict=True):
         remarks = [word for word, on in (("renormalizing", spec.renormalizing), ("rescaling", spec.rescaling)) if on]
-        layers = tuple(dict.fromkeys(p.layer or p.tensor for p in spec.places))
+        layers = tuple(dict.fromkeys(home_of(p.layer) or p.tensor for p in spec.places))
         rows.append(UnitRow(spec.name, spec.axis, spec.num_channels, kept, layers, share, tuple(remarks)))
     costs = {
         key: (model.measure(key, counts), model.measure(key, model.full), model.measure(key, least))

@@ -25,7 +25,8 @@ Run = tuple[str, int, int, IntArray]  # unit, start, end, channel at each positi
 
 def convert_model_(model: nn.Module, graph: ChannelGraph, ops: OpTable | None) -> None:
     """Convert every layer that has a dynamic op, and any other module that owns a pruned tensor or integer."""
-    touched = {p.layer for unit in graph.units for p in unit.places} | {f.module for f in graph.followers}
+    touched = {p.layer for unit in graph.units for p in unit.places}
+    touched |= {f.module for f in graph.followers if graph.spans(f.labels)}
     for name, module in list(model.named_modules()):
         convert_(module, ops, generic=name in touched)
 

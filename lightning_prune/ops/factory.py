@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -61,6 +62,8 @@ def _make_class(
         "__doc__": f"Dynamic form of {static.__module__}.{static.__qualname__}.",
         "_recipe": (op, static, tensors, integers, holds),
     }
+    if hasattr(static, "__deepcopy__"):
+        body["__deepcopy__"] = _collecting(static.__deepcopy__)
     body.update({attr: presented_tensor(attr) for attr in tensors})
     body.update({attr: presented_integer(attr) for attr in integers})
     made: Any = types.new_class(name, bases, exec_body=lambda namespace: namespace.update(body))
@@ -68,6 +71,16 @@ def _make_class(
         made.forward = holding_buffers(made.forward)
     made_class: type[Any] = made
     return made_class
+
+
+def _collecting(deepcopy: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `__deepcopy__` before which lent buffers are written back, as before every other copy."""
+
+    def copied(self: Any, memo: dict[int, Any]) -> Any:
+        self._dynamic.collect_all()
+        return deepcopy(self, memo)
+
+    return copied
 
 
 def new_instance(*recipe: Any) -> Any:

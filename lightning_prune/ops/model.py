@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.ops import activation, attention, conv, embedding, linear, norm, recurrent
 from lightning_prune.ops.base import DynamicOp
-from lightning_prune.ops.generic import GenericDynamic
+from lightning_prune.ops.generic import DynamicParametrizationList, GenericDynamic
+from lightning_prune.ops.made import is_made
 from lightning_prune.ops.present import is_left_alone
 from lightning_prune.ops.slicing import Cut, same_cuts
 
@@ -56,8 +58,8 @@ def convert_(
 ) -> nn.Module:
     """Turn one module into its dynamic op, in place; its children are not touched.
 
-    Left as they are: modules whose tensors somebody else makes (parametrisations, weight norm, spectral norm, pruning
-    hooks), scripted modules, and lazy modules before their first input.
+    Left as they are: scripted modules, and lazy modules before their first input. A layer whose weight somebody else
+    makes (parametrisations, hooks of weight norm, spectral norm and pruning) is like a module without an op of its own.
 
     Args:
         module: Any module.
@@ -76,9 +78,10 @@ def convert_(
     extra = ops or {}
     for cls in type(module).__mro__:
         op = extra.get(cls) or OPS.get(cls)
-        if op is not None:
+        if op is not None and not is_made(module, op):
             return op.convert_from(module)
-    return GenericDynamic.convert_from(module) if generic else module
+    op = DynamicParametrizationList if isinstance(module, ParametrizationList) else GenericDynamic
+    return op.convert_from(module) if generic else module
 
 
 def dynamic_ops(model: nn.Module) -> dict[str, DynamicOp]:

@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.ops.slicing import is_full, is_kept, put_
+from lightning_prune.ops.slicing import is_full, is_kept, is_prefix, put_
 from lightning_prune.ops.state import DynamicState
 
 __all__ = ["Presented", "holding_buffers", "on_full", "presented_integer", "presented_tensor"]
@@ -109,7 +106,8 @@ def write_tensor(module: Any, name: str, value: Any) -> bool:
             f" size: {expected}."
         )
     assert is_full(full, cuts), "a dynamic op holds tensors of the dense size"
-    put_(full, value.detach(), cuts)
+    value = value.detach()
+    put_(full, value.clone() if is_prefix(full, cuts) else value, cuts)  # the kept part may be a view of the whole
     return True
 
 
@@ -164,10 +162,5 @@ def holding_buffers(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_left_alone(module: nn.Module) -> bool:
-    """Whether the tensors of `module` are made by somebody else: parametrised, hooked, scripted or not there yet."""
-    if isinstance(module, torch.jit.ScriptModule) or nn.utils.parametrize.is_parametrized(module):
-        return True
-    if any(is_lazy(p) for p in module.parameters(recurse=False)):
-        return True
-    makers = (BasePruningMethod, SpectralNorm, WeightNorm)
-    return any(isinstance(hook, makers) for hook in module._forward_pre_hooks.values())
+    """Whether the tensors of `module` are out of reach: scripted, or not there yet."""
+    return isinstance(module, torch.jit.ScriptModule) or any(is_lazy(p) for p in module.parameters(recurse=False))

@@ -17,6 +17,7 @@ from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.mutables import KeptIndices, MutableChannel, MutableChannelContainer
 from lightning_prune.ops.attention import settle_
 from lightning_prune.ops.base import DynamicOp
+from lightning_prune.ops.made import make_again_
 from lightning_prune.ops.model import dynamic_ops, static_view
 from lightning_prune.ops.slicing import Cut, replace_data_, same_cuts, take_copy
 
@@ -272,6 +273,7 @@ def reshape_(model: nn.Module, structure: Structure, loaded: Collection[str] = (
             full = attrs.get("head_dim", {}).get("full", attention.__dict__.get("head_dim"))
             settle_(attention, full)
     for module in model.modules():
+        make_again_(module)
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # cuDNN wants its weights side by side
     remember_structure_(model, structure)

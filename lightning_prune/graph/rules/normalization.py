@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_prune.graph.call import Call, mark_weight, normalize_dims
+from lightning_prune.graph.call import Call, normalize_dims
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.table import rule
@@ -128,16 +128,16 @@ def renorm(call: Call) -> None:
     call.put(call.out, axes)
 
 
-@rule("_weight_norm_interface")
+@rule("_weight_norm")
 def weight_norm(call: Call) -> None:
-    """`v * g / |v|`, the norm over all axes but `dim`."""
-    v, g, d = call["v"], call["g"], call["dim"]
+    """`g * v / |v|`, the norm over all axes but `dim`; over all of them where that is -1."""
+    v, g, dim = call["v"], call["g"], call["dim"]
     axes = call.axes(v)
-    axes[d] = call.bind(axes[d], call.axes(g)[d])
-    for k, axis in enumerate(axes):
-        if k != d:
-            renormalize(call, axis)
-    weight, norms = call.outputs
-    call.put(weight, axes)
-    call.put(norms, [axes[d] if norms.shape[k] > 1 else ANY for k in range(norms.dim())])
-    mark_weight(weight)
+    for d, axis in enumerate(axes):
+        if dim != -1 and d == dim % v.dim():
+            axes[d] = call.bind(call.axes(g)[d], axis)  # it is `g` that says how much a channel weighs
+            continue
+        renormalize(call, axis)
+        if isinstance(axis, str) and axis == ANY:
+            call.pin(v, d)
+    call.put(call.out, axes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_prune.graph.call import Call, is_weight, mark_weight
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
@@ -57,8 +57,9 @@ def broadcast_axes(call: Call, tensors: Sequence[Tensor], shape: Sequence[int]) 
 def pointwise(call: Call) -> None:
     """Bind the broadcast axes of all tensor arguments."""
     inputs = call.inputs
+    parameters_first = sorted(inputs, key=lambda t: not isinstance(t, nn.Parameter))  # not the mask of a weight
     for out in call.outputs:
-        axes = broadcast_axes(call, inputs, out.shape)
+        axes = broadcast_axes(call, parameters_first, out.shape)
         call.put(out, axes)
         if call.name in CASTS and inputs and is_weight(inputs[0]):
             mark_weight(out)
