@@ -36,6 +36,7 @@ from lightning_prune.ops.structure import remembered_structure, set_masks_
 from lightning_prune.plan import KeepPlan
 from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedule
 from lightning_prune.targets import make_plan, parse_target
+from lightning_prune.targets.parse import COST_KEYS
 from lightning_prune.targets.steps import SCOPES
 
 __all__ = ["PruningCallback"]
@@ -77,6 +78,10 @@ class PruningCallback(Callback):
         verbose: Whether rank 0 prints a table of the units at the end, and a line at each firing.
         reset_monitors: Whether `ModelCheckpoint` and `EarlyStopping` forget their best score when the structure
             changes, so that a bigger model does not win over the pruned one.
+        regrow: Whether a removed channel may come back at a later firing, when others have become worse. If not,
+            channels are scored, and units normalised, over those that remain only.
+        per_cost: Rank channels of different units by their score per what one of them costs in the structure of the
+            moment: "macs", "params", "memory", "flops" or "channels".
 
     Raises:
         ConfigError: An argument that does not fit, with the nearest that does.
@@ -102,6 +107,8 @@ class PruningCallback(Callback):
         mutator: ChannelMutator | None = None,
         verbose: bool = True,
         reset_monitors: bool = True,
+        regrow: bool = True,
+        per_cost: str | None = None,
     ) -> None:
         super().__init__()
         self.target = parse_target(target)
@@ -117,6 +124,8 @@ class PruningCallback(Callback):
         self.mutator = self._own_mutator = mutator
         self.verbose = verbose
         self.reset_monitors = reset_monitors
+        self.regrow = regrow
+        self.per_cost = None if per_cost is None else arguments.checked_name("per_cost", per_cost, COST_KEYS)
         if mutator is not None and (self.ignore or example_input is not None):
             given = "ignore" if self.ignore else "example_input"
             raise ConfigError(f"Got mutator= together with {given}=; give {given} to the ChannelMutator instead.")
@@ -305,7 +314,7 @@ class PruningCallback(Callback):
             grow_all_(trainer, pl_module, mutator)
         put_back_(mutator.model, state.removed)
         before, progress = mutator.current_plan(), self._schedule.progress(time)
-        scores = mean_over_ranks(trainer, self._collector.scores(mutator.units, self.scope, living=False))
+        scores = mean_over_ranks(trainer, self._collector.scores(mutator.units, self.scope, living=not self.regrow))
         plan = plan_of_rank_zero(trainer, lambda: self._plan(mutator, scores, progress))
         with made_for(pl_module, *self._home):
             agree(trainer, mutator, plan)
@@ -321,9 +330,17 @@ class PruningCallback(Callback):
             rank_zero_info(f"Pruned at {self._schedule.unit} {time}: {shares} remain.")
 
     def _plan(self, mutator: ChannelMutator, scores: Mapping[str, Tensor], progress: float) -> KeepPlan:
-        limits = capped(mutator.limits(self.divisor, self.min_ratio), self._state.gone)
-        rows = ranked_last(scores, self._state.gone)
-        return make_plan(self.target, rows, limits, mutator.graph.cost, scope=self.scope, progress=progress)
+        gone = self._state.gone if self.regrow else alive_now(mutator)
+        return make_plan(
+            self.target,
+            ranked_last(scores, gone),
+            capped(mutator.limits(self.divisor, self.min_ratio), gone),
+            mutator.graph.cost,
+            scope=self.scope,
+            progress=progress,
+            per_cost=self.per_cost,
+            kept={unit.name: unit.activated_channels for unit in mutator.units},
+        )
 
     def _compact_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.compact != "never" and self.is_done and dynamic_ops(pl_module):

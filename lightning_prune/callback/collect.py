@@ -129,7 +129,8 @@ class Collector:
 
     def scores(self, units: Iterable[MutableChannelUnit], scope: str, *, living: bool) -> dict[str, Tensor]:
         """Return unit name -> float `[C]`, higher = keep."""
-        return score_units(self._observer or self.importance, units, scope, living)
+        scorer = self.importance if self._observer is None else self._observer
+        return score_units(scorer, units, scope, living)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data; nothing where nothing has to be seen."""

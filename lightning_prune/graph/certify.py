@@ -323,6 +323,9 @@ def _run(
     watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.fake_mode, patient)
     forward, attributes = partial(model, *args, **kwargs), rewritten(trace, alive, followers)
     try:
+        for follower in followers:
+            if not alive[follower.labels].any():
+                raise Mismatch(f"`{follower.attribute}` of {follower.module or type(model).__name__} becomes 0", 0)
         output = trace.sandbox.run(stand_ins, forward, watch, train=mode == "train", attributes=attributes)
         if watch.count != len(watch.events):
             raise Mismatch("the pruned program ends early", watch.count)

@@ -19,7 +19,7 @@ from lightning_prune.graph.cost import CostModel, Expression, Polynomial
 from lightning_prune.graph.labels import Axis, IntArray, is_labelled
 from lightning_prune.graph.trace import DenseTrace
 
-__all__ = ["Layers", "Partition", "find_vital", "partition", "price"]
+__all__ = ["Layers", "Partition", "partition", "price"]
 
 
 @dataclass(frozen=True)
@@ -92,25 +92,6 @@ def partition(trace: DenseTrace, closure: Closure, parameters: frozenset[str], l
     rank[-1] = -1
     rank[order] = np.arange(len(order))
     return Partition(_unique_names([units[k] for k in order]), rank[owner], channel)
-
-
-def find_vital(trace: DenseTrace, closure: Closure) -> IntArray:
-    """Return one label of every free class that all positions of some axis live by: it can never go."""
-    vital: list[int] = []
-    for axes in trace.axes.values():
-        for axis in axes:
-            if is_labelled(axis):
-                positions, classes = closure.living_by(axis)
-                if len(positions) == len(axis):  # no grid: vital only if the whole axis is one class
-                    found = classes[:1] if (classes == classes[0]).all() else classes[:0]
-                else:
-                    values, counts = np.unique(classes, return_counts=True)
-                    found = values[counts == len(axis)]
-                vital += found[~closure.frozen[found]].tolist()
-    first = np.zeros(closure.count, np.int64)
-    first[closure.classes[::-1]] = np.arange(len(closure.classes))[::-1]
-    labels: IntArray = first[np.unique(np.array(vital, np.int64))]
-    return labels
 
 
 def _group(trace: DenseTrace, closure: Closure, parameters: frozenset[str]) -> list[IntArray]:

@@ -18,14 +18,16 @@ from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Integers, known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
+from lightning_prune.graph.lasting import find_lasting
 from lightning_prune.graph.mends import mend
-from lightning_prune.graph.partition import Layers, Partition, find_vital, partition
+from lightning_prune.graph.partition import Layers, Partition, partition
 from lightning_prune.graph.rules.recurrent import recurrent_weights, tie_weights
 from lightning_prune.graph.sampler import Sampler
 from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Refinement", "refine"]
 
+_FEW = 8
 _LAYERS = (_ConvNd, nn.Linear, nn.Bilinear, _NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -73,10 +75,11 @@ class Refinement:
         """Work out classes and units from all constraints."""
         while True:
             closure = close(self.trace.space, self.pairs, self.frozen)
-            vital = find_vital(self.trace, closure)
-            if not len(vital):
+            lasting = list(find_lasting(self.trace, closure))
+            if not lasting:
                 return closure, partition(self.trace, closure, self.parameters, self.layers)
-            self.freeze(vital, "without it a whole tensor would be empty")
+            for labels, reason in lasting:
+                self.freeze(labels, reason)
 
     def tie(self, closure: Closure, units: Partition) -> bool:
         """Bind all units of a kind, channel by channel; say whether there were any."""
@@ -125,11 +128,16 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
     """Yield the structures to certify, each only when those before it hold."""
     first = Sampler(known.trace, closure, units.units)
     yield first
-    if _takes_parts(known.trace):
+    takes_parts = _takes_parts(known.trace)
+    if takes_parts:
         yield Sampler(known.trace, closure, units.units, opposite=True)
     # one integer may follow units that only agree here
     for bit in range(first.bits if known.integers.learned or known.integers.registered else 0):
         yield Sampler(known.trace, closure, units.units, whole=bit)
+    # of few channels, those that remain may lie evenly by luck
+    if (takes_parts or closure.products) and any(unit.num_channels <= _FEW for unit in units.units):
+        for seed in (1, 2):
+            yield Sampler(known.trace, closure, units.units, seed=seed)
 
 
 def _takes_parts(trace: DenseTrace) -> bool:

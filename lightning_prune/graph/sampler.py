@@ -24,6 +24,7 @@ class Sampler:
         units: All units.
         opposite: Keep what else would be removed: between the two every channel goes once.
         whole: Of the units of one size that keep equally many, leave those whole whose number has this bit.
+        seed: Of the choice.
 
     Attributes:
         bits: How many values of `whole` tell all such units apart.
@@ -37,9 +38,10 @@ class Sampler:
         *,
         opposite: bool = False,
         whole: int | None = None,
+        seed: int = 0,
     ) -> None:
         self.closure = closure
-        rng = random.Random(0)
+        rng = random.Random(seed)
         sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
         last: dict[int, int] = {}  # count -> the last unit that kept so many
         alike: dict[tuple[int, int], int] = {}  # size, count -> how many units

@@ -33,13 +33,14 @@ from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
 from lightning_prune.graph.sandbox import Sandbox, named_tensors
 from lightning_prune.graph.shortcuts import shortcut
+from lightning_prune.graph.zeros import note_lifted
 
-__all__ = ["DenseTrace", "Event", "Walk", "trace_model"]
+__all__ = ["VIEWS", "DenseTrace", "Event", "Walk", "trace_model"]
 
 # identities that a layout may or may not need: no event, the result is the same value
 _TRANSPARENT = frozenset(f"aten::{n}" for n in ("contiguous", "clone", "alias", "detach", "lift_fresh", "lift"))
 _RESHAPES_SELF = frozenset(f"aten::{n}" for n in ("squeeze_", "unsqueeze_", "transpose_", "t_"))
-_VIEWS = frozenset(
+VIEWS = frozenset(
     f"aten::{n}"
     for n in (
         "view",
@@ -247,6 +248,7 @@ class Recorder(Walk):
             self.unknown[name] = self.unknown.get(name, 0) + 1
         entry.apply(call)
         outputs = call.outputs
+        note_lifted(name, args, outputs)
         if not call.costs and any(map(is_weight, tensors)) and all(is_weight(t) or not t.dim() for t in tensors):
             for tensor in outputs:  # what is made of weights alone, but for products: those make activations too
                 mark_weight(tensor)
@@ -264,7 +266,7 @@ class Recorder(Walk):
                 tuple(tuple(t.shape) for t in outputs),
                 tuple((place[id(t)], d) for t, d in call.pins),
                 tuple(call.costs),
-                tuple(0 if name in _VIEWS or name.endswith("_") else t.element_size() for t in outputs),
+                tuple(0 if name in VIEWS or name.endswith("_") else t.element_size() for t in outputs),
                 tuple((t.dtype, t.device) for t in outputs),
                 type(out) if isinstance(out, (list, tuple)) and len(out) == len(outputs) else None,
             )

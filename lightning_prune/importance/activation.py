@@ -35,7 +35,7 @@ def activation(values: Tensor) -> Tensor:
         What is averaged, of the same shape; then combined over the layers that read the channel.
 
     Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", 2017,
-        arXiv:1611.06440, sec. 2.2 (mean activation). We differ: absolute values, at the readers' inputs.
+        arXiv:1611.06440, the mean activation. We differ: absolute values, at the readers' inputs.
     """
     return values.abs()
 
@@ -52,7 +52,7 @@ def apoz(values: Tensor) -> Tensor:
         What is averaged, of the same shape; then combined over the layers that read the channel.
 
     Source: Hu et al., "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures",
-        2016, arXiv:1607.03250, eq. 1. We differ: zeros count at the readers' inputs; higher = keep.
+        2016, arXiv:1607.03250. We differ: zeros count at the readers' inputs; higher = keep.
     """
     return values != 0
 
@@ -67,8 +67,8 @@ def wanda(values: Tensor) -> Tensor:
         What is averaged under the root, of the same shape; then times the weights, then combined over the layers that
         read the channel.
 
-    Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", 2024, arXiv:2306.11695,
-        eq. 1. We differ: channels instead of single weights, so their scores are summed over the outputs of the reader;
+    Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", 2024, arXiv:2306.11695.
+        We differ: channels instead of single weights, so their scores are summed over the outputs of the reader;
         the root mean square instead of the norm, which would grow with the number of examples.
     """
     return values.square()

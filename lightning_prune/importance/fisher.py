@@ -36,7 +36,7 @@ def fisher(gates: Tensor) -> Tensor:
     Returns:
         What is averaged over examples, `[N, C]`, >= 0, in squared units of the loss.
 
-    Source: Liu et al., "Group Fisher Pruning for Practical Network Compression", 2021, arXiv:2108.00708, eq. 4 and 7.
+    Source: Liu et al., "Group Fisher Pruning for Practical Network Compression", 2021, arXiv:2108.00708.
         We differ: mean over examples instead of a sum. The first axis of what a layer is given counts as the examples,
         and the loss as their mean.
     """

@@ -43,7 +43,8 @@ def taylor(first: Tensor, second: Tensor, *, joint: bool = True) -> Tensor:
         >>> taylor(torch.tensor([3.0, 0.0]), torch.tensor([5.0, 2.0]))
         tensor([9., 0.])
 
-    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771, eq. 8.
+    Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, arXiv:1906.10771,
+        the first-order, joint form.
         We differ: a step is what the optimizer sees, all accumulated batches and ranks together; plain mean over steps
         instead of a moving average; a unit combines its layers.
     """
@@ -60,7 +61,7 @@ def hessian(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Float `[C]`, >= 0, in units of the loss; averaged over steps, then combined over layers.
 
-    Source: LeCun et al., "Optimal Brain Damage", 1989, eq. 5.
+    Source: LeCun et al., "Optimal Brain Damage", 1989: the saliency.
         We differ: channels instead of single weights; the diagonal is that of the empirical Fisher information, from
         the gradients of steps instead of single examples. With it the order is that of `taylor` with joint=False.
     """
@@ -79,7 +80,7 @@ def taylor2(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         Float `[C]`, >= 0, in squared units of the loss; averaged over steps, then combined over layers.
 
-    Source: Molchanov et al., arXiv:1906.10771, eq. 5.
+    Source: Molchanov et al., arXiv:1906.10771, the second-order form.
         We differ: the Hessian is the diagonal of the empirical Fisher information, as in `hessian`.
     """
     return (first - 0.5 * second).square()
@@ -99,7 +100,8 @@ def _layers_of(spans: Iterable[Channel]) -> list[_Layer]:
     for span in spans:
         parts = parameter_axes(span)
         places = tuple((name, dim) for name, (dim, _) in parts.items())
-        found.setdefault((id(span.module), places, span.start, span.end), _Layer(span, parts))
+        if parts:  # a norm may have statistics alone
+            found.setdefault((id(span.module), places, span.start, span.end), _Layer(span, parts))
     return list(found.values())
 
 

@@ -85,7 +85,7 @@ def lp(unit: MutableChannelUnit, *, p: float = 2, reduction: str = "mean", input
         ConfigError: `p` is not a number greater than 0; unknown reduction.
         PlanError: The unit has no weight to score.
 
-    Source: He et al., arXiv:1808.06866, eq. 2, for any p. We differ: a unit combines its layers.
+    Source: He et al., arXiv:1808.06866, eq. 2, which is for any p. We differ: a unit combines its layers.
     """
     check_p(p)
     spans = checked_weight_spans(unit, input_related=input_related)

@@ -53,7 +53,7 @@ class Mixture:
         """Return what watches training for the parts; None where the weights are enough for all of them."""
         units = list(units)
         observers = [observer_of(part, units) for part, _ in self.parts]
-        return _MixtureObserver(self, observers) if any(observers) else None
+        return None if all(own is None for own in observers) else _MixtureObserver(self, observers)
 
     def scores(
         self, units: Iterable[MutableChannelUnit], scope: str = "global", *, living: bool = False
@@ -118,7 +118,8 @@ class _MixtureObserver:
         self, units: Iterable[MutableChannelUnit], scope: str = "global", *, living: bool = False
     ) -> dict[str, Tensor]:
         units = list(units)
-        scorers = [own or part for own, (part, _) in zip(self._parts, self.mixture.parts, strict=True)]
+        pairs = zip(self._parts, self.mixture.parts, strict=True)
+        scorers = [part if own is None else own for own, (part, _) in pairs]
         return self.mixture.mixed([score_units(one, units, scope, living) for one in scorers], units, scope, living)
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def lamp(
         ConfigError: Unknown reduction.
         PlanError: The unit has no weight to score.
 
-    Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", 2021, arXiv:2010.07611, eq. 4.
+    Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", 2021, arXiv:2010.07611.
         We differ: channels instead of single weights, and a unit combines its layers before they are compared.
     """
     spans = checked_weight_spans(unit, input_related=input_related)
@@ -77,7 +77,7 @@ def fpgm(
         PlanError: The unit has no weight to score.
 
     Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", 2019,
-        arXiv:1811.00250, eq. 7. We differ: a unit combines its layers.
+        arXiv:1811.00250. We differ: a unit combines its layers.
     """
     spans = checked_weight_spans(unit, input_related=input_related)
     alive = unit.mutable.current_mask if living else None

@@ -14,6 +14,7 @@ from lightning_prune.errors import ConfigError, PlanError, did_you_mean
 from lightning_prune.plan import KeepPlan, UnitLimits
 from lightning_prune.targets.fill import Budget, Costs, fill
 from lightning_prune.targets.parse import COST_KEYS, Amount, Target, parse_target
+from lightning_prune.targets.price import per_cost_scores
 from lightning_prune.targets.steps import SCOPES, FloatArray, IntArray, make_steps
 
 __all__ = ["make_plan", "reachable_range"]
@@ -30,6 +31,8 @@ def make_plan(
     *,
     scope: str = "global",
     progress: float = 1.0,
+    per_cost: str | None = None,
+    kept: Mapping[str, int] | None = None,
 ) -> KeepPlan:
     """Choose the channels that remain, so that the target is met as an upper bound.
 
@@ -45,13 +48,15 @@ def make_plan(
         scope: "global" (one threshold for all units), "isomorphic" (one threshold inside each kind of unit, all kinds
             keep the same fraction) or "local" (one ratio, ranked inside each unit).
         progress: How far to go from dense to target, in [0, 1]; what remains is ``1 - progress * (1 - target)``.
+        per_cost: One of `COST_KEYS`: rank channels of different units by score per what one of them costs.
+        kept: Unit name -> channels that are kept now, for what they cost now; units that it does not name keep all.
 
     Returns:
         The kept channels of every unit in `limits`; equal scores keep the lower index.
 
     Raises:
-        ConfigError: An unknown scope, a progress outside [0, 1], a name or glob that matches no unit, a count above a
-            unit's channels.
+        ConfigError: An unknown scope or cost, a progress outside [0, 1], a name or glob that matches no unit, a count
+            above a unit's channels.
         PlanError: No units; scores that are missing, misshapen or not finite; a bound below what can be reached.
     """
     parsed = parse_target(target)
@@ -62,6 +67,8 @@ def make_plan(
     if not limits:
         raise PlanError("Got no unit that can be pruned; see the mutator's report for the reasons.")
     rows = [_checked_scores(limit, scores) for limit in limits]
+    if per_cost is not None:
+        rows = per_cost_scores(per_cost, rows, limits, cost, kept or {})
     if parsed.costs:
         counts = _fill_costs(parsed, rows, limits, cost, scope, progress)
     else:

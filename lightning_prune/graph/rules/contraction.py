@@ -12,6 +12,7 @@ from lightning_prune.graph.labels import ANY, Axis, is_labelled
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.normalization import renormalize
 from lightning_prune.graph.rules.table import rule
+from lightning_prune.graph.zeros import is_lifted
 
 
 def contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> Axis:
@@ -24,7 +25,15 @@ def contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> Axis:
                 call.space.mark("out", other)
     if all(isinstance(axis, str) and axis == ANY for axis in (x, y)):
         call.pin(a, i)
+    _mark_lifted(call, (a, b), (x, y))
     return call.bind(x, y)
+
+
+def _mark_lifted(call: Call, tensors: Sequence[Tensor], summed: Sequence[Axis]) -> None:
+    """A sum over products of activations changes with every channel that is not zero for zero weights."""
+    if all(is_lifted(t) and not is_weight(t) for t in tensors):
+        for axis in summed:
+            renormalize(call, axis)
 
 
 def add_bias(call: Call, axis: Axis, bias: Tensor | None) -> Axis:
@@ -162,10 +171,11 @@ def einsum(call: Call) -> None:
                 call.freeze(axis, "diagonal")
             known = sizes.get(letter, (1, ANY))
             sizes[letter] = known if size == 1 else (size, call.bind(known[1], axis))
+    inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
     if not any(is_weight(t) for t in tensors) and len(tensors) == 2:
         shared = [sizes[c][1] for c in letters_out if all(c in t for t in terms)]
-        inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
         mark_attention(call, shared, inner + [sizes[c][1] for c in letters_out[-1:]])
+    _mark_lifted(call, tensors, inner)
     for letters, tensor in zip(terms, tensors, strict=True):
         for d, letter in enumerate(letters):
             if letter not in letters_out and isinstance(sizes[letter][1], str) and sizes[letter][1] == ANY:

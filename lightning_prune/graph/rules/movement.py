@@ -200,8 +200,18 @@ def slice_(call: Call) -> None:
     axes = call.axes(call["self"])
     d = call["dim"] % len(axes)
     if is_labelled(axes[d]):
+        _keep_stride(call, axes[d], call["step"])
         axes[d] = axes[d][_part(call.args)]
     call.put(call.out, axes)
+
+
+def _keep_stride(call: Call, axis: Axis, step: int) -> None:
+    """Channels that a stride takes by turns live and die together."""
+    if step > 1 and len(axis) % step == 0 and len(axis) > step:
+        _, turns = call.space.split(axis, (len(axis) // step, step))
+        call.freeze(turns, "taken by turns")
+    elif step > 1:
+        call.freeze(axis, "taken by turns")
 
 
 @rule("select unbind")
