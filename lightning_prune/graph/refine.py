@@ -292,7 +292,7 @@ class _Search:
         self.mended = True
         unexplained = all(f.is_size and met is None for f in failures for met, _ in f.axes or [(None, None)])
         for partner in self._partners(members[0]) if unexplained else ():
-            alive = self.sampler.alive([*self.accepted, members[0]], together=partner)
+            alive = self.sampler.alive([*self.accepted, members[0]], partner)
             if not self.known.integers.learn(self.closure, self.units, alive):
                 for unit in members:
                     others = [u for u in self._partners(unit) if u.kind == partner.kind]

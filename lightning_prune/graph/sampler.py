@@ -41,6 +41,7 @@ class Sampler:
         seed: int = 0,
     ) -> None:
         self.closure = closure
+        self._parts = _parts(trace)
         rng = random.Random(seed)
         sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
         last: dict[int, int] = {}  # count -> the last unit that kept so many
@@ -68,4 +69,16 @@ class Sampler:
             dead[self._dead[unit.name]] = True
         if together is not None:
             dead[together.classes[dead[units[-1].classes]]] = True
-        return self.closure.alive(dead)
+        alive = self.closure.alive(dead)
+        for labels in self._parts:
+            if not alive[labels].any():  # nothing at all is no sample of anything
+                dead[self.closure.living_by(labels[:1])[1]] = False
+                alive = self.closure.alive(dead)
+        return alive
+
+
+def _parts(trace: DenseTrace) -> list[IntArray]:
+    """Return the parts that ops take of labelled axes."""
+    events = (event for events in trace.events.values() for event in events if event.entry.index)
+    axes = (axis for event in events for out in event.out_axes for axis in out if is_labelled(axis))
+    return list({id(axis): axis for axis in axes}.values())

@@ -67,8 +67,11 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
         return _recurrent(mode, x, args, _RECURRENT[name])
     if name in _CELLS:
         return _cell(mode, x, args, _CELLS[name])
-    if not x.is_contiguous():
-        return None
+    return _plain(mode, func, name, x, args) if x.is_contiguous() else None
+
+
+def _plain(mode: FakeTensorMode, func: Any, name: str, x: Tensor, args: dict[str, Any]) -> Any:
+    """Return what an op on a contiguous tensor would return, or None."""
     if name in _IN_PLACE:
         return x
     if name in _SAME_SHAPE and args.get("dtype") is None:
