@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,9 +63,9 @@ UNITS: dict[str, dict[tuple[str, int], int]] = {
         **{("channels", 48): 3, ("channels", 96): 2, ("channels", 84): 2},
         **{("heads", 4): 6, ("head_dim", 12): 6},
     },
-    # the convolution over positions has weight norm, which keeps the hidden width
+    # the hidden width is made of the groups of the convolution over positions
     "wav2vec2": {
-        **{("channels", 20): 2, ("channels", 28): 1, ("channels", 96): 2},
+        **{("groups", 4): 1, ("channels", 12): 1, ("channels", 20): 2, ("channels", 28): 1, ("channels", 96): 2},
         **{("heads", 4): 2, ("head_dim", 12): 2},
     },
 }
@@ -94,7 +95,7 @@ DESCRIBED = {
     "segformer": ("*head_dim", "segformer.stages.0.patch*", "segformer.stages.0.*attention*"),
     # heads go with the hidden width, which is an output
     "clip": ("*heads", "*head_dim"),
-    "wav2vec2": ("*heads", "*head_dim"),
+    "wav2vec2": ("*head_dim", "wav2vec2_*in_16"),  # whole groups of the hidden width, that is
     "whisper": ("*heads", "*head_dim", "model.encoder.conv1*", "model.decoder.embed*"),
 }
 Inputs = dict[str, Tensor]
@@ -196,8 +197,11 @@ def test_dynamic_equals_exported_and_ties_hold(case: Case, seed: int) -> None:
     assert sum(p.numel() for p in small.parameters()) == case.mutator.cost().params
     assert ties_of(small) == ties_of(case.model)
     for train in (False, True):
-        found = outputs(copy.deepcopy(case.model), case.values, train=train)
-        torch.testing.assert_close(found, outputs(small, case.values, train=train), rtol=1e-9, atol=1e-9)
+        found = []
+        for model in (copy.deepcopy(case.model), small):
+            np.random.seed(0)  # Wav2Vec2 hides a part of the sound by it
+            found.append(outputs(model, case.values, train=train))
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
 def test_pruning_equals_zeroing_where_nothing_renormalizes(case: Case) -> None:
