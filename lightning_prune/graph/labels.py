@@ -53,7 +53,8 @@ class LabelSpace:
         marks: Role -> labels an op gave it. Of weight axes: "in" (a contraction sums over it), "out" (it survives a
             contraction), "both" (it runs over the groups of a convolution). Of any axis: "heads", "head_dim",
             "groups", and "rescaled" (the scale of attention derives from its length).
-        renormalized: Labels that a mean, variance, norm or plain sum runs over.
+        renormalized: Labels that a mean, variance, norm or plain sum runs over, or a sum of products of activations
+            that are not zero where channels are removed.
     """
 
     size: int = 0

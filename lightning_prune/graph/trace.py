@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from lightning_prune.errors import TraceError
+from lightning_prune.errors import ConfigError, TraceError
 from lightning_prune.graph.call import (
     Call,
     Rule,
@@ -33,7 +33,7 @@ from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
 from lightning_prune.graph.sandbox import Sandbox, named_tensors
 from lightning_prune.graph.shortcuts import shortcut
-from lightning_prune.graph.zeros import note_lifted
+from lightning_prune.graph.zeros import copy_zeroed, mark_zeroed, spread_zeros
 
 __all__ = ["VIEWS", "DenseTrace", "Event", "Walk", "trace_model"]
 
@@ -229,6 +229,7 @@ class Recorder(Walk):
         set_axes(out, axes_of(source))
         self.memory.watch(out, axes_of(out))
         mark_written(out, written_dims(source))
+        copy_zeroed(source, out)
         if is_weight(source):
             mark_weight(out)
 
@@ -246,9 +247,8 @@ class Recorder(Walk):
         in_axes = tuple(tuple(call.axes_before(t) if before and k == 0 else axes_of(t)) for k, t in enumerate(tensors))
         if entry is _UNKNOWN:
             self.unknown[name] = self.unknown.get(name, 0) + 1
-        entry.apply(call)
+        self._apply(entry, call)
         outputs = call.outputs
-        note_lifted(name, args, outputs)
         if not call.costs and any(map(is_weight, tensors)) and all(is_weight(t) or not t.dim() for t in tensors):
             for tensor in outputs:  # what is made of weights alone, but for products: those make activations too
                 mark_weight(tensor)
@@ -272,6 +272,20 @@ class Recorder(Walk):
             )
         )
         return out
+
+    def _apply(self, entry: RuleEntry, call: Call) -> None:
+        """Apply a rule; one of ours that fails freezes what the op touches: the model is not to blame."""
+        try:
+            entry.apply(call)
+            spread_zeros(call)
+        except Exception as error:
+            if call.name in self.rules:
+                raise ConfigError(
+                    f"Got a rule for {call.name} that raises {type(error).__name__}: {error}. "
+                    "Mend it, or leave it out: then what the op touches is frozen."
+                ) from error
+            self.unknown[call.name] = self.unknown.get(call.name, 0) + 1
+            unknown(call, f"{type(error).__name__} ({error}) in the rule for")
 
 
 @dataclass
@@ -387,6 +401,8 @@ def _stand_ins(trace: DenseTrace, given: tuple[Any, Any]) -> tuple[Any, Any, dic
             if name in trace.axes:
                 set_axes(stand_in, trace.axes[name])
                 mark_weight(stand_in)
+                if isinstance(tensor, nn.Parameter):
+                    mark_zeroed(stand_in)
         for k, tensor in enumerate(tensors_in((args, kwargs))):
             name_tensor(tensor, f"input {k}")
     return args, kwargs, stand_ins
@@ -403,6 +419,8 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     recorder = Recorder(trace.space, trace.rules, sandbox.fake_mode, module_names, outside)
     try:
         output = sandbox.run(stand_ins, lambda: model(*args, **kwargs), recorder, train=mode == "train")
+    except ConfigError:
+        raise
     except Exception as error:
         del trace.space.pairs[before[0] :], trace.space.frozen[before[1] :]
         raise TraceError(f"{type(error).__name__}: {error}") from error

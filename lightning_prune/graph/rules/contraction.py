@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from lightning_prune.graph.call import Call, is_weight
+from lightning_prune.graph.equation import spell_equation
 from lightning_prune.graph.labels import ANY, Axis, is_labelled
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.normalization import renormalize
 from lightning_prune.graph.rules.table import rule
-from lightning_prune.graph.zeros import is_lifted
+from lightning_prune.graph.zeros import is_zeroed
 
 
 def contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> Axis:
-    """Bind the two axes that are summed over, and note which of them is the input side of a weight."""
+    """Bind the two axes that are summed over, and note which of them is the input side of a weight.
+
+    Where neither factor is zero for removed channels, these would count in the sum: the unit renormalises.
+    """
     x, y = call.axes(a)[i], call.axes(b)[j]
     for tensor, k, axis in ((a, i % a.dim(), x), (b, j % b.dim(), y)):
         if is_weight(tensor):
@@ -25,15 +28,10 @@ def contract(call: Call, a: Tensor, i: int, b: Tensor, j: int) -> Axis:
                 call.space.mark("out", other)
     if all(isinstance(axis, str) and axis == ANY for axis in (x, y)):
         call.pin(a, i)
-    _mark_lifted(call, (a, b), (x, y))
-    return call.bind(x, y)
-
-
-def _mark_lifted(call: Call, tensors: Sequence[Tensor], summed: Sequence[Axis]) -> None:
-    """A sum over products of activations changes with every channel that is not zero for zero weights."""
-    if all(is_lifted(t) and not is_weight(t) for t in tensors):
-        for axis in summed:
-            renormalize(call, axis)
+    both = call.bind(x, y)
+    if not (is_zeroed(a) or is_zeroed(b)):
+        renormalize(call, both)
+    return both
 
 
 def add_bias(call: Call, axis: Axis, bias: Tensor | None) -> Axis:
@@ -149,6 +147,10 @@ def trilinear(call: Call) -> None:
             sizes[d] = sizes[d] if size == 1 else (size, call.bind(sizes[d][1], axis))
             if d in summed:
                 call.pin_unlabelled(tensor, own.index(d))
+    factors = list(zip(tensors, lacks, strict=True))
+    for d in summed:
+        if not any(is_zeroed(t) and d not in missing for t, missing in factors):
+            renormalize(call, sizes[d][1])
     call.count(*sizes)
     call.put(call.out, [axis for d, (_, axis) in enumerate(sizes) if d not in summed])
 
@@ -161,7 +163,7 @@ def _lacking(call: Call) -> list[Sequence[int]]:
 def einsum(call: Call) -> None:
     """Axes with the same letter bind; letters absent from the result are contracted."""
     tensors = call["tensors"]
-    terms, letters_out = _equation(call["equation"], [t.dim() for t in tensors], call.out.dim())
+    terms, letters_out = spell_equation(call["equation"], [t.dim() for t in tensors], call.out.dim())
     sizes: dict[str, tuple[int, Axis]] = {}
     for letters, tensor in zip(terms, tensors, strict=True):
         for letter, size, axis in zip(letters, tensor.shape, call.axes(tensor), strict=True):
@@ -171,33 +173,28 @@ def einsum(call: Call) -> None:
                 call.freeze(axis, "diagonal")
             known = sizes.get(letter, (1, ANY))
             sizes[letter] = known if size == 1 else (size, call.bind(known[1], axis))
-    inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
     if not any(is_weight(t) for t in tensors) and len(tensors) == 2:
         shared = [sizes[c][1] for c in letters_out if all(c in t for t in terms)]
+        inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
         mark_attention(call, shared, inner + [sizes[c][1] for c in letters_out[-1:]])
-    _mark_lifted(call, tensors, inner)
-    for letters, tensor in zip(terms, tensors, strict=True):
-        for d, letter in enumerate(letters):
-            if letter not in letters_out and isinstance(sizes[letter][1], str) and sizes[letter][1] == ANY:
-                call.pin(tensor, d)
+    _sum_letters(call, terms, letters_out, sizes)
     if len(tensors) > 1 and any(c not in letters_out for c in sizes):
         call.count(*sizes.values())
     call.put(call.out, [sizes[c][1] for c in letters_out])
 
 
-def _equation(equation: str, ranks: Sequence[int], rank_out: int) -> tuple[list[str], str]:
-    """Return the letters of every operand and of the result, ellipses spelled out with private letters."""
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow:
-        letters = re.sub(r"[^a-zA-Z]", "", left)
-        right = ("..." if "..." in left else "") + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
-
-    def spell(term: str, rank: int) -> str:
-        missing = rank - len(term.replace("...", ""))
-        return term.replace("...", "".join(chr(0x3B1 + k) for k in range(missing, 0, -1)))
-
-    return [spell(t, r) for t, r in zip(terms, ranks, strict=True)], spell(right, rank_out)
+def _sum_letters(call: Call, terms: Sequence[str], kept: str, sizes: Mapping[str, tuple[int, Axis]]) -> None:
+    """Note what the sum over the other letters depends on."""
+    named = list(zip(terms, call["tensors"], strict=True))
+    for letter, (_, axis) in sizes.items():
+        places = [(tensor, letters.index(letter)) for letters, tensor in named if letter in letters]
+        if letter in kept:
+            continue
+        if not any(is_zeroed(tensor) for tensor, _ in places):
+            renormalize(call, axis)
+        if isinstance(axis, str) and axis == ANY:
+            for place in places:
+                call.pin(*place)
 
 
 @rule(

@@ -238,10 +238,10 @@ def no_result(call: Call) -> None:
     """Ops that return no tensor."""
 
 
-def unknown(call: Call) -> None:
-    """An op without a rule: freeze what it touches, and say so."""
+def unknown(call: Call, why: str = "no rule for") -> None:
+    """An op without a rule, or whose rule failed: freeze what it touches, and say so."""
     for tensor in call.inputs:
-        freeze_all(call, tensor, f"no rule for {call.name}")
+        freeze_all(call, tensor, f"{why} {call.name}")
         call.put(tensor, [ANY if n == 1 else FIXED for n in tensor.shape])  # it may have written to any of them
     for out in call.outputs:
         call.put(out, [FIXED] * out.dim())
