@@ -93,6 +93,8 @@ def test_prices_follow_the_structure_of_the_moment() -> None:
     small = {names[0]: 40, names[1]: 1}
     later = per_cost_scores("macs", [s.double().numpy() for s in scores.values()], cost.limits(), cost, small)
     assert [row[0] for row in later] == [1.0, 10.5 / 40]
+    plans = (make_plan({"channels": 22}, scores, cost.limits(), cost, per_cost="macs", kept=now) for now in ({}, small))
+    assert [tuple(plan.counts().values()) for plan in plans] == [(18, 4), (21, 1)]
 
 
 @given(problem=problems(), fraction=st.floats(0.3, 1.0), key=st.sampled_from(["macs", "params", "memory", "channels"]))
@@ -122,6 +124,18 @@ def test_the_callback_ranks_by_cost() -> None:
         found[per_cost] = model.conv1.out_channels, model.conv2.out_channels
     assert found[None] == (8, 16)
     assert found["macs"][0] < 8 < 16 < found["macs"][1]
+
+
+def test_the_callback_prices_the_structure_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, ...]] = []
+
+    def spy(*args: Any, **kwargs: Any) -> KeepPlan:
+        given.append(tuple(kwargs["kept"].values()))
+        return make_plan(*args, **kwargs)
+
+    monkeypatch.setattr("lightning_prune.callback.callback.make_plan", spy)
+    trainer(pruning(0.5, per_cost="macs")).fit(LitNet(), loader())
+    assert given == [(16, 32), (16, 32), (12, 24)]  # at setup, and at both firings
 
 
 def test_fisher_is_normalized_by_cost_as_in_its_paper() -> None:
