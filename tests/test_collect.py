@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_prune import PruningCallback
 from lightning_prune.callback.collect import Collector
-from lightning_prune.errors import PlanError
+from lightning_prune.errors import ConfigError, PlanError
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, data, loader, pruning, trainer
 from tests.processes import two_processes
@@ -379,6 +379,27 @@ def test_what_has_no_gradient_is_named(name: str, match: str) -> None:
         layer.requires_grad_(False)
     with pytest.raises(PlanError, match=match):
         trainer(pruning(importance=name)).fit(model, loader())
+
+
+class Silent(LitNet):
+    """Lightning 2.6 cannot log in a compiled step."""
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("name", ["fisher", "activation"])
+def test_hooks_into_a_compiled_module_are_refused(name: str) -> None:
+    model = Silent()
+    with pytest.raises(ConfigError, match=f"a compiled module with .*name='{name}'.* hooks into its layers"):
+        trainer(pruning(importance=name)).fit(torch.compile(model, backend="eager"), loader())  # type: ignore[arg-type]
+    assert not dynamic_ops(model)
+
+
+def test_gradients_of_a_compiled_module_are_watched() -> None:
+    callback = pruning(importance="taylor")
+    trainer(callback).fit(torch.compile(Silent(), backend="eager"), loader())  # type: ignore[arg-type]
+    assert callback.is_done
 
 
 def test_an_ignored_layer_need_not_learn() -> None:

@@ -176,7 +176,7 @@ class PruningCallback(Callback):
                     mutator.example_input = find_example(trainer, pl_module, root, self.example_input)
                 if mutator._model is not root:
                     mutator.prepare_from_supernet(root)
-            self._collector.prepare(mutator.units)
+            self._collector.prepare(pl_module, mutator.units)
             self.mutator, self._state = mutator, RunState()
             if small["tensors"]:  # it goes on from what it is; a checkpoint may bring the rest back
                 set_masks_(pl_module, small)

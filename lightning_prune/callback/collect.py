@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_prune.callback.shapes import is_compiled
+from lightning_prune.errors import ConfigError
 from lightning_prune.importance import Scorer
 from lightning_prune.importance.observer import LossScale, Observer
 from lightning_prune.importance.scorer import observer_of, score_units, window_of
@@ -39,9 +41,23 @@ class Collector:
         self._handles: list[RemovableHandle] = []
         self._is_watching = False
 
-    def prepare(self, units: Iterable[MutableChannelUnit]) -> None:
-        """Get ready for the units of a model whose layers are dense."""
+    def prepare(self, pl_module: LightningModule, units: Iterable[MutableChannelUnit]) -> None:
+        """Get ready for the units of a model whose layers are dense.
+
+        Raises:
+            ConfigError: The importance hooks into layers, and the module is compiled.
+            PlanError: A unit that the importance cannot score.
+        """
         self._observer = observer_of(self.importance, units)
+        if is_compiled(pl_module):
+            self.begin_batch(True)
+            has_hooks = bool(self._handles)
+            self.stop()
+            if has_hooks:
+                raise ConfigError(
+                    f"Got a compiled module with {self.importance}, which hooks into its layers: compiled code sees no "
+                    "hook come or go. Use an importance of weights or of their gradients, or compile after pruning."
+                )
 
     def reset(self) -> None:
         """Forget the batches: the structure is another one, or a new fit begins."""

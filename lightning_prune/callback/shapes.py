@@ -17,7 +17,7 @@ from lightning_prune.checkpoint import reshape_, structure_of
 from lightning_prune.compact import compact_, grow_
 from lightning_prune.mutator import ChannelMutator
 
-__all__ = ["averages_of", "forget_compiled", "grow_all_", "made_for", "shrink_all_"]
+__all__ = ["averages_of", "forget_compiled", "grow_all_", "is_compiled", "made_for", "shrink_all_"]
 
 
 def averages_of(trainer: Trainer) -> list[nn.Module]:
@@ -50,9 +50,14 @@ def grow_all_(trainer: Trainer, pl_module: LightningModule, mutator: ChannelMuta
     forget_compiled(pl_module)
 
 
+def is_compiled(pl_module: LightningModule) -> bool:
+    """Whether the module, or a part of it, is compiled."""
+    return pl_module._compiler_ctx is not None or any(isinstance(m, OptimizedModule) for m in pl_module.modules())
+
+
 def forget_compiled(pl_module: LightningModule) -> None:
     """Drop compiled code: it is for another structure, and a few recompilations are the limit."""
-    if pl_module._compiler_ctx is not None or any(isinstance(m, OptimizedModule) for m in pl_module.modules()):
+    if is_compiled(pl_module):
         torch.compiler.reset()
 
 
