@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lightning_prune.graph.generators import global_generators, own_generators
+from lightning_prune.graph.memos import find_memos, without_memos
 from lightning_prune.graph.shortcuts import make_fake
 
 __all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
@@ -99,6 +100,7 @@ class Sandbox:
         self._fakes: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
         self._found = {name: (t.dtype, t.device) for name, t in named_tensors(self.model).items()}
         self._moved: dict[str, Tensor] = {}
+        self._memos = find_memos(self.model)
 
     @classmethod
     def like(cls, other: Sandbox, model: nn.Module) -> Sandbox:
@@ -217,7 +219,8 @@ class Sandbox:
         Returns:
             What `call` returned.
         """
-        with torch.inference_mode(), _quiet(), self._restored(frozenset(attributes or ())):
+        restored = self._restored(frozenset(attributes or ()))
+        with torch.inference_mode(), _quiet(), without_memos(self._memos), restored:
             reset_caches(self.model, self.caches)  # the model may have run meanwhile
             observer.stand_ins = tensors
             for module in self.model.modules():
