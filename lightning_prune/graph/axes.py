@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_prune.graph.channel_graph import unit_sets
+from lightning_prune.graph.channel_graph import UnitSpec, unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.labels import IntArray, is_labelled
 from lightning_prune.graph.partition import Partition
@@ -56,6 +56,7 @@ class AxisTable:
                 self._by_size.setdefault(len(axis), []).append((tensor, ordinal, axis))
                 found += inner.get(self.key(axis), ())
                 ordinal += 1
+        self._first: IntArray | None = None
         self._sets: dict[int, frozenset[tuple[int, ...]]] = {}
 
     def _inner_axes(self, trace: DenseTrace) -> dict[bytes, list[IntArray]]:
@@ -105,6 +106,21 @@ class AxisTable:
                     if living not in seen:
                         seen.add(living)
                         yield axis
+
+    def unit_of(self, labels: IntArray) -> UnitSpec | None:
+        """Return the unit that every position of an axis lives by, and no other; None where there is none."""
+        sets = unit_sets(self.closure, self.units.owner, labels)
+        if len(sets) != 1 or len(sets[0][0]) != 1 or sets[0][1] != len(labels):
+            return None
+        return self.units.units[sets[0][0][0]]
+
+    def labels_of(self, unit: UnitSpec) -> IntArray:
+        """Return one label of each channel of a unit."""
+        if self._first is None:
+            self._first = np.zeros(self.closure.count, np.int64)
+            self._first[self.closure.classes[::-1]] = np.arange(len(self.closure.classes))[::-1]
+        labels: IntArray = self._first[unit.classes]
+        return labels
 
     def _unit_sets(self, labels: IntArray) -> frozenset[tuple[int, ...]]:
         """Return the sets of units that positions of an axis live by."""

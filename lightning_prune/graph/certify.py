@@ -289,24 +289,31 @@ def run_lockstep(
             raise mismatch
 
 
-def certifies(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> bool:
+def certifies(
+    trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None = None
+) -> bool:
     """Return whether a structure certifies; see `run_lockstep`."""
     try:
-        run_lockstep(trace, alive, followers)
+        run_lockstep(trace, alive, followers, modes)
     except Mismatch:
         return False
     return True
 
 
-def find_mismatches(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> list[Mismatch]:
+def find_mismatches(
+    trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None = None
+) -> list[Mismatch]:
     """Return all places where the pruned program differs, in the first traced mode that has any; none: certified.
 
     Args:
         trace: The dense trace.
         alive: Per label, whether it lives.
         followers: Integers to rewrite.
+        modes: Which of the traced modes to run; all by default.
     """
-    return next((found for mode in trace.events if (found := _run(trace, alive, followers, mode, patient=True))), [])
+    return next(
+        (found for mode in modes or trace.events if (found := _run(trace, alive, followers, mode, patient=True))), []
+    )
 
 
 def _run(

@@ -168,20 +168,23 @@ class Integers:
         name = self._names.get(id(module))
         return [f for f in self.followers(self._table.closure, self._table.units) if f.module == name]
 
-    def learn(self, closure: Closure, units: Partition, alive: BoolArray) -> list[Mismatch]:
+    def learn(
+        self, closure: Closure, units: Partition, alive: BoolArray, modes: Sequence[str] | None = None
+    ) -> list[Mismatch]:
         """Rewrite integers until the structure certifies; remember those that were needed.
 
         Args:
             closure: The classes.
             units: The units.
             alive: Per label, whether it lives in the structure to certify.
+            modes: In which of the traced modes; all by default.
 
         Returns:
             The mismatches that no integer mends; none when the structure certifies.
         """
 
         def failures(rules: Sequence[Rule]) -> list[Mismatch]:
-            return find_mismatches(self.trace, alive, self.followers(closure, units, rules))
+            return find_mismatches(self.trace, alive, self.followers(closure, units, rules), modes)
 
         axes, before = self.axes(closure, units), list(self.learned)
         left, guessed = failures(self.learned), set[tuple[Rule, str]]()
@@ -197,7 +200,7 @@ class Integers:
         fresh = self.learned[len(before) :]
         for rule in fresh if not left and len(fresh) > 1 else ():  # keep only what is needed
             fewer = [r for r in self.learned if r is not rule]
-            if certifies(self.trace, alive, self.followers(closure, units, fewer)):
+            if certifies(self.trace, alive, self.followers(closure, units, fewer), modes):
                 self.learned = fewer
         return left
 

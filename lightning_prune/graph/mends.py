@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -81,8 +82,29 @@ def _bind_followed(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
             fits = len(axis) == len(labels) and int(np.count_nonzero(alive[axis])) == met
             if fits and axes.key(axis) != axes.key(labels):
                 known.pairs.append((labels, axis))
+                known.pairs += _alike(axes, labels, axis)
                 return True
     return False
+
+
+def _alike(axes: AxisTable, labels: IntArray, followed: IntArray) -> list[tuple[IntArray, IntArray]]:
+    """Return the same binding for all units of the kind, each to the unit of the other kind that is nearest."""
+    one, other = axes.unit_of(labels), axes.unit_of(followed)
+    if one is None or other is None:
+        return []
+    units = axes.units.units
+    others = [unit for unit in units if unit.kind == other.kind]
+    order, followed_order = (axes.units.channel[axes.closure.classes[a]] for a in (labels, followed))
+    pairs = []
+    for unit in (u for u in units if u.kind == one.kind and u is not one):
+        nearest = max(others, key=lambda u: _shared(u.name.split("."), unit.name.split(".")))
+        pairs.append((axes.labels_of(unit)[order], axes.labels_of(nearest)[followed_order]))
+    return pairs
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return how many parts two paths share from their root on."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _keep_slice(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:

@@ -85,7 +85,8 @@ class Refinement:
         """Bind all units of a kind, channel by channel; say whether there were any."""
         first: dict[str, UnitSpec] = {}
         others = [unit for unit in units.units if first.setdefault(unit.kind, unit) is not unit]
-        self.pairs += [(_labels(closure, first[unit.kind]), _labels(closure, unit)) for unit in others]
+        axes = self.integers.axes(closure, units)
+        self.pairs += [(axes.labels_of(first[unit.kind]), axes.labels_of(unit)) for unit in others]
         return bool(others)
 
 
@@ -263,7 +264,7 @@ class _Search:
 
     def _fail(self, members: Sequence[UnitSpec]) -> list[Mismatch]:
         """Return what no integer mends when these units are cut beside the accepted ones."""
-        return self.known.integers.learn(self.closure, self.units, self._alive(members))
+        return self.known.integers.learn(self.closure, self.units, self._alive(members), self.sampler.modes)
 
     def _alive(self, members: Sequence[UnitSpec]) -> BoolArray:
         return self.sampler.alive([*self.accepted, *members])
@@ -290,18 +291,19 @@ class _Search:
             Whether they were bound.
         """
         self.mended = True
+        axes = self.known.integers.axes(self.closure, self.units)
         unexplained = all(f.is_size and met is None for f in failures for met, _ in f.axes or [(None, None)])
         for partner in self._partners(members[0]) if unexplained else ():
             alive = self.sampler.alive([*self.accepted, members[0]], partner)
-            if not self.known.integers.learn(self.closure, self.units, alive):
+            if not self.known.integers.learn(self.closure, self.units, alive, self.sampler.modes):
                 for unit in members:
                     others = [u for u in self._partners(unit) if u.kind == partner.kind]
-                    self.known.pairs += [(_labels(self.closure, unit), _labels(self.closure, u)) for u in others]
+                    self.known.pairs += [(axes.labels_of(unit), axes.labels_of(other)) for other in others]
                 return True
         reason = f"{failures[0]}" + (f" in {self.known.place(failures[0])}" if failures[0].modules else "")
         self.known.refused.append(reason)
         for unit in members:
-            self.known.freeze(_labels(self.closure, unit), reason)
+            self.known.freeze(axes.labels_of(unit), reason)
         return False
 
     def _partners(self, unit: UnitSpec) -> list[UnitSpec]:
@@ -311,14 +313,6 @@ class _Search:
             u for u in self.units.units if u is not unit and (u.num_channels, u.axis) == (unit.num_channels, unit.axis)
         ]
         return [u for u in alike if _home(u)[: len(home)] == home or home[: len(_home(u))] == _home(u)]
-
-
-def _labels(closure: Closure, unit: UnitSpec) -> IntArray:
-    """Return one label of each channel."""
-    first = np.zeros(closure.count, np.int64)
-    first[closure.classes[::-1]] = np.arange(len(closure.classes))[::-1]
-    labels: IntArray = first[unit.classes]
-    return labels
 
 
 def _home(unit: UnitSpec) -> list[str]:

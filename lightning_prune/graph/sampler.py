@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +27,7 @@ class Sampler:
 
     Attributes:
         bits: How many values of `whole` tell all such units apart.
+        modes: In which of the traced modes to certify; None for all.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class Sampler:
     ) -> None:
         self.closure = closure
         self._parts = _parts(trace)
-        rng = random.Random(seed)
+        # how an integer is used, and how kept channels lie, is no matter of the mode
+        self.modes = ("eval",) if seed or whole is not None else None
+        rng = np.random.default_rng(seed)
         sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
         last: dict[int, int] = {}  # count -> the last unit that kept so many
         alike: dict[tuple[int, int], int] = {}  # size, count -> how many units
@@ -50,15 +52,14 @@ class Sampler:
         for number, unit in enumerate(units):
             total = unit.num_channels
             counts = list(range(max(2, total // 3), max(total - 1, min(total, 5)))) if total > 2 else [1]
-            rng.shuffle(counts)
+            counts = rng.permutation(counts).tolist()
             count = min(counts, key=lambda c: (last.get(c, -1), c in sizes))
             last[count] = number
             twin = alike[total, count] = alike.get((total, count), -1) + 1
-            dead = sorted(rng.sample(range(total), total - count))
-            if opposite:
-                dead = sorted(set(range(total)) - set(dead))
-            elif whole is not None and twin >> whole & 1:
-                dead = []
+            order = rng.permutation(total)
+            dead = np.sort(order[: total - count] if not opposite else order[total - count :])
+            if whole is not None and twin >> whole & 1:
+                dead = dead[:0]
             self._dead[unit.name] = unit.classes[dead]
         self.bits = max(alike.values(), default=0).bit_length()
 
