@@ -10,19 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
-from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_prune import PruningCallback
-from lightning_prune.callback.collect import Collector
 from lightning_prune.errors import ConfigError, PlanError
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, data, loader, pruning, trainer
-from tests.processes import two_processes
+from tests.watching import WATCHING, spied_scores
 
 pytestmark = QUIET
-WATCHING = ["taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"]
 
 
 class Dropped(LitNet):
@@ -35,17 +32,6 @@ class Dropped(LitNet):
     def features(self, x: Tensor) -> Tensor:
         x = F.dropout(F.relu(self.norm(self.conv1(x))), 0.2, self.training)
         return (self.conv2(x) + self.side(x)).mean((2, 3))
-
-
-class Smooth(LitNet):
-    """Without statistics of a batch: examples do not see one another."""
-
-    def __init__(self, optimizer: str = "sgd") -> None:
-        super().__init__(optimizer)
-        self.norm = nn.Identity()  # type: ignore[assignment]
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.05)
 
 
 class Everything(Callback):
@@ -70,15 +56,7 @@ class Everything(Callback):
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     """The scores of every firing, as they come."""
-    found: list[dict[str, Tensor]] = []
-    scores = Collector.scores
-
-    def spy(self: Collector, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        found.append(scores(self, *args, **kwargs))
-        return found[-1]
-
-    monkeypatch.setattr(Collector, "scores", spy)
-    return found
+    return spied_scores(monkeypatch)
 
 
 class Seen:
@@ -274,95 +252,6 @@ def test_an_exception_takes_the_hooks_out() -> None:
     assert sum(len(module._forward_pre_hooks) for module in model.modules()) == before
 
 
-# Gradients are those of the loss
-
-
-def first_scores(scored: list[dict[str, Tensor]], name: Any, batch: int, **arguments: Any) -> dict[str, Tensor]:
-    """Return the scores of the first firing, of one epoch of a model whose examples do not see one another."""
-    scored.clear()
-    torch.manual_seed(0)
-    model = arguments.pop("model", Smooth)()
-    fit = trainer(pruning(importance={"name": name, "batches": 24}), max_epochs=2, **arguments)
-    fit.fit(model, DataLoader(data(), batch))
-    return scored[0]
-
-
-@pytest.mark.parametrize("name", ["taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"])
-def test_accumulated_batches_count_as_one(name: str, scored: list[dict[str, Tensor]]) -> None:
-    whole = first_scores(scored, name, 8, precision="64-true")
-    parts = first_scores(scored, name, 4, precision="64-true", accumulate_grad_batches=2)
-    for unit, row in whole.items():
-        assert row.any()
-        torch.testing.assert_close(parts[unit], row, rtol=1e-6, atol=0.0)
-
-
-class Fused(Smooth):
-    """An optimizer that unscales gradients by itself, after everybody has looked at them."""
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.05, fused=True)
-
-
-class Plain(Smooth):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.05, fused=False)
-
-
-def scaler(scale: float) -> MixedPrecision:
-    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6))
-
-
-@pytest.mark.parametrize("model", [Plain, Fused], ids=["unscaled before", "unscaled by the optimizer"])
-@pytest.mark.parametrize("name", ["taylor", "hessian", "fisher"])
-def test_the_scale_of_a_scaler_is_divided_out(name: str, model: type[LitNet], scored: list[dict[str, Tensor]]) -> None:
-    low, high = (first_scores(scored, name, 8, model=model, plugins=scaler(2.0**k)) for k in (8, 12))
-    full = first_scores(scored, name, 8, model=Plain)
-    for unit, row in full.items():
-        torch.testing.assert_close(low[unit], high[unit], rtol=1e-2, atol=float(row.max()) * 1e-3)
-        torch.testing.assert_close(high[unit], row, rtol=0.2, atol=float(row.max()) * 0.05)  # half precision
-
-
-def test_a_step_that_a_scaler_skips_is_not_seen(scored: list[dict[str, Tensor]]) -> None:
-    """The first scale is so large that gradients are not finite; the scaler halves it until they are."""
-    plugin = scaler(2.0**20)
-    row = first_scores(scored, "taylor", 4, plugins=plugin)
-    assert plugin.scaler is not None
-    assert 2.0**14 < plugin.scaler.get_scale() < 2.0**20
-    assert all(scores.isfinite().all() and scores.any() for scores in row.values())
-
-
-def test_only_steps_that_a_scaler_skips_are_no_reason_to_call_parameters_frozen(scored: Any) -> None:
-    with pytest.raises(PlanError, match="not finite in all 3 steps that importance 'taylor' watched: the scaler"):
-        first_scores(scored, "taylor", 8, plugins=scaler(2.0**40))
-
-
-class TwoOptimizers(Smooth):
-    """Each optimizer has some layers, and takes its own steps by hand."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
-        loss = F.cross_entropy(self(batch[0]), batch[1])
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-        self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-
-    def configure_optimizers(self) -> Any:
-        first, *others = self.children()
-        rest = [p for module in others for p in module.parameters()]
-        return torch.optim.SGD(first.parameters(), 0.05), torch.optim.SGD(rest, 0.05)
-
-
-@pytest.mark.parametrize("name", ["taylor", "fisher"])
-def test_optimizers_by_hand(name: str, scored: list[dict[str, Tensor]]) -> None:
-    automatic = first_scores(scored, name, 8)
-    by_hand = first_scores(scored, name, 8, model=TwoOptimizers)
-    for unit, row in automatic.items():
-        torch.testing.assert_close(by_hand[unit], row)
-
-
 # What is missing
 
 
@@ -466,59 +355,3 @@ def test_another_importance_begins_anew(tmp_path: Path, scored: list[dict[str, T
     assert scored
     assert not torch.equal(scored[0]["conv1_(0, 16)_out_2_in_2"], first["conv1_(0, 16)_out_2_in_2"])
     assert any(isinstance(c, PruningCallback) and c.is_done for c in fit.callbacks)
-
-
-# Two processes
-
-
-SCRIPT = """
-import os
-import sys
-import torch
-from lightning.pytorch import Callback
-from torch.utils.data import DataLoader, DistributedSampler
-from lightning_prune.callback.collect import Collector
-from tests.lit import data, pruning, trainer
-from tests.test_collect import Smooth
-
-class Half(Callback):
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch == 0:
-            found["watched"] = callback.state_dict()["watched"]["observer"]
-
-def spy(self, *args, **kwargs):
-    found["scores"] = scores(self, *args, **kwargs)
-    return found["scores"]
-
-torch.set_num_threads(1)
-scores = Collector.scores
-Collector.scores = spy
-devices = int(sys.argv[1])
-everything = {}
-for name in ("taylor", "fisher", "activation"):
-    torch.manual_seed(0)
-    found = everything[name] = {}
-    callback = pruning(importance=name, schedule={"kind": "one_shot", "begin": 1})
-    options = {"strategy": "ddp", "devices": devices} if devices > 1 else {}
-    fit = trainer(callback, Half(), max_epochs=2, precision="64-true", use_distributed_sampler=False, **options)
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    turns = DistributedSampler(data(), devices, rank, shuffle=False)  # ranks take turns: a step sees the same examples
-    fit.fit(Smooth(), DataLoader(data(), 8 // devices, sampler=turns))
-    found["kept"] = {unit: indices.tolist() for unit, indices in callback.state_dict()["kept"].items()}
-torch.save(everything, f"{devices}-{fit.global_rank}.pt")
-"""
-
-
-def test_two_processes_score_as_one_does_on_all_the_data(tmp_path: Path) -> None:
-    for devices in ("1", "2"):
-        result = two_processes(SCRIPT, tmp_path, devices)
-        assert result.returncode == 0, result.stderr[-4000:]
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    assert set(alone) == {"taylor", "fisher", "activation"}
-    for name, one in alone.items():
-        assert one["kept"] == first[name]["kept"] == second[name]["kept"]
-        for unit, row in one["scores"].items():
-            assert torch.equal(first[name]["scores"][unit], second[name]["scores"][unit])
-            torch.testing.assert_close(first[name]["scores"][unit], row, rtol=1e-6, atol=0.0)
-        for state in ("total", "weight"):  # what rank 0 saves between the batches and the firing is of both
-            assert torch.equal(first[name]["watched"][state], second[name]["watched"][state])
