@@ -52,7 +52,8 @@ def grow_all_(trainer: Trainer, pl_module: LightningModule, mutator: ChannelMuta
 
 def is_compiled(pl_module: LightningModule) -> bool:
     """Whether the module, or a part of it, is compiled."""
-    return pl_module._compiler_ctx is not None or any(isinstance(m, OptimizedModule) for m in pl_module.modules())
+    in_part = (isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in pl_module.modules())
+    return pl_module._compiler_ctx is not None or any(in_part)
 
 
 def forget_compiled(pl_module: LightningModule) -> None:

@@ -318,6 +318,8 @@ class ChannelMutator:
                 unit.mutable.current_choice = mask
             raise
         self._reset_caches()
+        for op in dynamic_ops(self.model).values():
+            op._dynamic.settle(op)
 
     def _reset_caches(self) -> None:
         """Empty what the model caches between forwards: it may hold tensors of the old structure."""

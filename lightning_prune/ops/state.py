@@ -94,13 +94,29 @@ class DynamicState:
             full: The parameter, of the dense size.
             cuts: Its cut axes, at least one.
         """
+        places = self._places_of(name, full, cuts)
+        return take(full, cuts) if places is None else full.take(places)
+
+    def _places_of(self, name: str, full: Tensor, cuts: tuple[Cut, ...]) -> Tensor | None:
+        """Return where the kept entries of a small parameter lie, found once; None where `take` is to be used."""
         # Only a parameter itself: for what stands in its place under torch.func, `Tensor.take` may have no rule.
         if len(cuts) < 2 or type(full) is not nn.Parameter or not full.is_cpu or not full.is_contiguous():
-            return take(full, cuts)
+            return None
         known = self._places.get(name)
         if known is None or known[0] != full.shape:
             known = self._places[name] = (full.shape, find_places(full, cuts))
-        return take(full, cuts) if known[1] is None else full.take(known[1])
+        return known[1]
+
+    def settle(self, module: Any) -> None:
+        """Work out now what follows from the masks: compiled code finds it there, and need not break off to do so."""
+        for name in self.axes:
+            cuts, full = self.cuts(module, name), module._parameters.get(name, module._buffers.get(name))
+            for cut in cuts if full is not None else ():
+                cut.kept.on(full.device)
+            if cuts and full is not None:
+                self._places_of(name, full, cuts)
+        for name in module._integer_names():
+            self.integer(module, name)
 
     def integer(self, module: Any, name: str) -> Any:
         """Return the live value of the integer attribute `name`."""
