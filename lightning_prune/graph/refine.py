@@ -285,26 +285,34 @@ class _Search:
         return [unit for unit in members if unit.name in named]
 
     def _give_up(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
-        """Bind each unit to one of its size nearby if that certifies, else freeze it, for the first reason.
+        """Bind the units to others that may share an integer if that certifies, else freeze them.
 
         Returns:
             Whether they were bound.
         """
         self.mended = True
         axes = self.known.integers.axes(self.closure, self.units)
-        unexplained = all(f.is_size and met is None for f in failures for met, _ in f.axes or [(None, None)])
-        for partner in self._partners(members[0]) if unexplained else ():
-            alive = self.sampler.alive([*self.accepted, members[0]], partner)
-            if not self.known.integers.learn(self.closure, self.units, alive, self.sampler.modes):
-                for unit in members:
-                    others = [u for u in self._partners(unit) if u.kind == partner.kind]
-                    self.known.pairs += [(axes.labels_of(unit), axes.labels_of(other)) for other in others]
-                return True
+        if all(f.is_size and met is None for f in failures for met, _ in f.axes or [(None, None)]):
+            for first, others in self._companions(members):
+                accepted = [u for u in self.accepted if u not in others]
+                alive = self.sampler.alive([*accepted, first], others)
+                if not self.known.integers.learn(self.closure, self.units, alive, self.sampler.modes):
+                    bound = [(u, o) for u in members for o in self._partners(u) if o.kind == others[0].kind]
+                    bound += [(first, other) for other in others]
+                    self.known.pairs += [(axes.labels_of(one), axes.labels_of(other)) for one, other in bound]
+                    return True
         reason = f"{failures[0]}" + (f" in {self.known.place(failures[0])}" if failures[0].modules else "")
         self.known.refused.append(reason)
         for unit in members:
             self.known.freeze(axes.labels_of(unit), reason)
         return False
+
+    def _companions(self, members: Sequence[UnitSpec]) -> Iterator[tuple[UnitSpec, list[UnitSpec]]]:
+        """Yield a unit and those to lose what it loses: each one of its size nearby, then all of its kind."""
+        yield from ((members[0], [partner]) for partner in self._partners(members[0]))
+        kind = [unit for unit in self.units.units if unit.kind == members[0].kind]
+        if len(kind) > 1:
+            yield kind[0], kind[1:]
 
     def _partners(self, unit: UnitSpec) -> list[UnitSpec]:
         """Return other units of the size and axis of one, in its module or around it: they may share an integer."""

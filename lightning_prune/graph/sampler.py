@@ -63,13 +63,13 @@ class Sampler:
             self._dead[unit.name] = unit.classes[dead]
         self.bits = max(alike.values(), default=0).bit_length()
 
-    def alive(self, units: Sequence[UnitSpec], together: UnitSpec | None = None) -> BoolArray:
-        """Return per label whether it lives when these units are cut; `together` loses what the last one loses."""
+    def alive(self, units: Sequence[UnitSpec], together: Sequence[UnitSpec] = ()) -> BoolArray:
+        """Return per label whether it lives when these units are cut, and others lose what the last one does."""
         dead = np.zeros(self.closure.count, np.bool_)
         for unit in units:
             dead[self._dead[unit.name]] = True
-        if together is not None:
-            dead[together.classes[dead[units[-1].classes]]] = True
+        for unit in together:
+            dead[unit.classes] = dead[units[-1].classes]
         alive = self.closure.alive(dead)
         for labels in self._parts:
             if not alive[labels].any():  # nothing at all is no sample of anything
