@@ -28,6 +28,11 @@ def test_the_usage_example_is_short() -> None:
         pytest.param(
             "import torch\nfrom torch import nn\n" + EXAMPLES[1], "assert small[0].weight.shape[0] == 4", id="mutator"
         ),
+        pytest.param(
+            EXAMPLES[2],
+            "assert (type(small[0]), *small[0].gain.shape) == (ScaledConv, 4), small",
+            id="own op and layer",
+        ),
     ],
 )
 def test_an_example_runs(code: str, check: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lightning_prune.graph.frozen import find_frozen
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.partition import price
 from lightning_prune.graph.refine import refine
+from lightning_prune.graph.rules import RuleEntry
 from lightning_prune.graph.sandbox import Sandbox
 from lightning_prune.graph.trace import DenseTrace, trace_model
 
@@ -46,7 +47,7 @@ def analyze(
     kwargs: Mapping[str, Any],
     *,
     ignore: Sequence[str] = (),
-    rules: Mapping[str, Rule] | None = None,
+    rules: Mapping[str, Rule | RuleEntry] | None = None,
     strict: bool = False,
     tie_kinds: bool = False,
 ) -> tuple[ChannelGraph, DenseTrace]:

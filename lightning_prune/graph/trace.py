@@ -28,7 +28,7 @@ from lightning_prune.graph.call import (
 from lightning_prune.graph.generators import drawing_alike
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace
 from lightning_prune.graph.memory import Memory, mark_written, written_dims
-from lightning_prune.graph.rules import RULES, RuleEntry
+from lightning_prune.graph.rules import RULES, RuleEntry, check_rules
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
 from lightning_prune.graph.sandbox import Sandbox, named_tensors
@@ -324,7 +324,10 @@ class DenseTrace:
 
 
 def trace_model(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], rules: Mapping[str, Rule] | None = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rules: Mapping[str, Rule | RuleEntry] | None = None,
 ) -> DenseTrace:
     """Trace a model in eval and in train mode into one set of labels.
 
@@ -332,15 +335,16 @@ def trace_model(
         model: Any module, with its own classes (no dynamic ops in the way). Unchanged afterwards.
         args: Positional example input; tensors at any depth.
         kwargs: Keyword example input.
-        rules: Rules for further ops by schema name, for example `{"my::op": fn}`.
+        rules: Rules for further ops by schema name, for example `{"my::op": fn}` (see `check_rules`).
 
     Returns:
         The trace. If the model reads values (`.item()`), real tensors were used.
 
     Raises:
         TraceError: The model's own forward fails on the example input, or no output tensor was found.
+        ConfigError: A rule of the user is none, or fails.
     """
-    entries = {name: RuleEntry(fn) for name, fn in (rules or {}).items()}
+    entries = check_rules(rules)
     sandbox = Sandbox(model)
     try:
         trace = _trace(sandbox, args, dict(kwargs), entries)

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_prune.errors import ConfigError, PlanError, TraceError, did_you_mean
 from lightning_prune.graph import ChannelGraph, Cost, analyze, certify_kept
 from lightning_prune.graph.call import Rule
+from lightning_prune.graph.rules import RuleEntry, check_rules
 from lightning_prune.graph.sandbox import reset_caches
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.mutator import config as written
@@ -38,8 +39,11 @@ class ChannelMutator:
         example_input: What to trace with: a tensor, a tuple (positional) or a mapping (keywords).
         units: More entries like `channel_unit["units"]`: unit name or glob -> choice, or {"init_args", "choice"}.
         ignore: Globs over module and parameter names; a matching layer keeps its outputs, its inputs follow.
-        rules: Rules for ops that have none, by schema name: `{"my::op": rule}`.
-        ops: Dynamic ops for further layers: `{MyConv: DynamicMyConv}`.
+        rules: Rules for ops that have none, by schema name: `{"my::op": rule}`. A rule is a function that sets the axes
+            of the result, `call.put(call.out, axes)`, from those of the arguments, `call.axes(call["x"])`; channels
+            that must agree it binds, `call.bind(a, b)`, others it freezes, `call.freeze(axis, why)`.
+        ops: Dynamic ops for further layers: `{MyConv: DynamicMyConv}`, each a subclass of `DynamicOp` and the layer. A
+            layer without one gets a generic op where something of it is cut.
         strict: Raise where something cannot be certified, instead of freezing it.
         tie_kinds: Make one unit of all isomorphic ones (equal but for layer numbers), so that every layer of a kind
             keeps the same channels: then one number says the width of them all.
@@ -64,7 +68,7 @@ class ChannelMutator:
         *,
         units: Mapping[str, Any] | None = None,
         ignore: Sequence[str] | str = (),
-        rules: Mapping[str, Rule] | None = None,
+        rules: Mapping[str, Rule | RuleEntry] | None = None,
         ops: Mapping[type[nn.Module], type[DynamicOp]] | None = None,
         strict: bool = False,
         tie_kinds: bool = False,
@@ -73,7 +77,7 @@ class ChannelMutator:
         self.example_input = example_input
         self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         self.ops = ops
-        self._options: dict[str, Any] = {"rules": rules, "strict": strict, "tie_kinds": tie_kinds}
+        self._options: dict[str, Any] = {"rules": check_rules(rules), "strict": strict, "tie_kinds": tie_kinds}
         self.units: list[MutableChannelUnit] = []
         self._entries = {**own, **(written.load_plain(units) if units is not None else {})}
         self._config: dict[str, Any] | None = None

@@ -29,6 +29,7 @@ from lightning_prune.ops.norm import (
     DynamicRMSNorm,
     DynamicSyncBatchNorm,
 )
+from lightning_prune.ops.present import presented_integer, presented_tensor
 from lightning_prune.ops.recurrent import (
     DynamicGRU,
     DynamicGRUCell,
@@ -72,6 +73,8 @@ __all__ = [
     "SlimMultiheadAttention",
     "convert_",
     "dynamic_ops",
+    "presented_integer",
+    "presented_tensor",
     "see_through",
     "static_view",
     "tensor_cuts",

@@ -17,12 +17,13 @@ from lightning_prune.graph.rules import (
     scatter,
     spectral,
 )
-from lightning_prune.graph.rules.table import RULES, RuleEntry, rule
+from lightning_prune.graph.rules.table import RULES, RuleEntry, check_rules, rule
 
 __all__ = [
     "RULES",
     "RuleEntry",
     "attention",
+    "check_rules",
     "contraction",
     "indexing",
     "linalg",

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from lightning_prune.errors import ConfigError
 from lightning_prune.graph.call import Rule
 from lightning_prune.graph.labels import Axis
 
-__all__ = ["RULES", "RuleEntry", "Stays", "rule"]
+__all__ = ["RULES", "RuleEntry", "Stays", "check_rules", "rule"]
 
 Stays = Callable[[Mapping[str, Any], Sequence[Axis]], Any]
 
@@ -73,3 +74,29 @@ def rule(
         return apply
 
     return register
+
+
+def check_rules(rules: Mapping[str, Rule | RuleEntry] | None) -> dict[str, RuleEntry]:
+    """Return the rules of a user as entries.
+
+    Args:
+        rules: Schema name, with its namespace and without overload -> a function, or a `RuleEntry` for an op that takes
+            sizes or indices.
+
+    Raises:
+        ConfigError: A name without a namespace, or a rule that is neither.
+
+    Example:
+        >>> def same_axes(call):
+        ...     call.put(call.out, call.axes(call["x"]))
+        >>> list(check_rules({"my::op": same_axes}))
+        ['my::op']
+    """
+    entries = {}
+    for name, given in (rules or {}).items():
+        if name.count("::") != 1 or "." in name:
+            raise ConfigError(f"Got a rule for {name!r}; expected the schema name of an op, such as 'my::op'.")
+        if not (isinstance(given, RuleEntry) or callable(given)):
+            raise ConfigError(f"Got {given!r} as the rule for {name}; expected a function or a RuleEntry.")
+        entries[name] = given if isinstance(given, RuleEntry) else RuleEntry(given)
+    return entries
