@@ -32,17 +32,19 @@ Build = Callable[[], nn.Module]
 # Parts that take no part
 
 
-def unused() -> nn.Module:
-    return Net(chain, **parts(alone=nn.Parameter(torch.randn(8)), idle=nn.Linear(8, 8)))
+EMPTY = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
 
 
+@EMPTY
 def test_what_no_output_depends_on_keeps_its_size() -> None:
-    model = unused().double()
+    more = {"alone": nn.Parameter(torch.randn(8)), "idle": nn.Linear(8, 8), "nothing": nn.Linear(0, 4)}
+    model = Net(chain, **parts(**more)).double()
     mutator = check(model, (image(),), CHAIN)
     reasons = {row[0]: row[3] for row in mutator.report().frozen}
     assert all(reasons[name] == "no traced op reads it" for name in ("alone", "idle.weight", "idle.bias"))
     small = export_pruned(model)
     assert small.idle.weight.shape == (8, 8)
+    assert small.nothing.weight.shape == (4, 0)
 
 
 def test_frozen_parts_are_pruned_and_stay_frozen() -> None:
@@ -392,6 +394,17 @@ def test_scalars_and_single_parameters_are_left_alone() -> None:
     check(Net(forward, **parts(scale=scale, one=one)).double(), (image(),), CHAIN)
 
 
+@EMPTY
+def test_layers_without_inputs_are_cut_on_their_other_side() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(net.stem(x) + net.constant(x[:, :0]))
+
+    model = Net(forward, stem=nn.Linear(6, 8), constant=nn.Linear(0, 8), head=nn.Linear(8, 3)).double()
+    check(model, (image(2, 6),), {"stem_(0, 8)_out_2_in_1": 8})
+    small = export_pruned(model)
+    assert small.constant.weight.shape == (small.constant.out_features, 0) == (small.stem.weight.shape[0], 0)
+
+
 # Models that hold no data, or none yet
 
 
@@ -525,6 +538,17 @@ def test_blocks_that_are_skipped_at_random_are_certified(kind: str) -> None:
     assert_same(run(export_pruned(model), (image(),)), run(model, (image(),)))
     drawn = [RANDOM[kind](net) for net in (model, twin) for _ in range(0 if net is model else 8)]
     assert kind not in OWN or drawn == [RANDOM[kind](model) for _ in range(8)], "the trace drew from the model's own"
+
+
+def test_blocks_that_no_seed_decides_on_are_frozen_with_a_note() -> None:
+    unreachable = np.random.default_rng(1)
+    model = skipping(lambda net: unreachable.random() < 0.5).double()
+    mutator = ChannelMutator(example_input=image())
+    mutator.prepare_from_supernet(model)
+    assert not mutator.units
+    (note,) = mutator.report().notes
+    assert note.startswith("in train mode the model runs other ops each time, whatever the seed")
+    mutator.set_choices({})  # nothing to certify
 
 
 def generator_states() -> list[Any]:

@@ -77,6 +77,8 @@ def analyze(
         return next((g for g in ignore if any(fnmatchcase(n, g) for n in names)), None)
 
     known, closure, units = refine(trace, frozenset(parameters), ignored, tie_kinds)
+    if known.refused:
+        _note_restless(trace)
     if strict and (trace.unknown or known.refused):
         what = [*(f"no rule for {op}" for op in trace.unknown), *known.refused]
         raise TraceError(f"strict=True and these would freeze channels: {'; '.join(what)}. Pass rules= or ignore=.")
@@ -98,6 +100,17 @@ def analyze(
         trace.unknown,
     )
     return graph, trace
+
+
+def _note_restless(trace: DenseTrace) -> None:
+    """Note the modes in which the model itself does not run the same program twice: nothing certifies there."""
+    whole = np.ones(trace.space.size, np.bool_)
+    for mode in trace.events:
+        try:
+            for _ in range(2):  # once it may be the same by chance
+                run_lockstep(trace, whole, (), [mode])
+        except Mismatch as mismatch:
+            trace.notes.append(f"in {mode} mode the model runs other ops each time, whatever the seed: {mismatch}")
 
 
 @_no_collector()
