@@ -28,7 +28,8 @@ from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_l
 from lightning_prune.graph.rules import RuleEntry
 from lightning_prune.graph.sandbox import named_tensors
 from lightning_prune.graph.shortcuts import make_fake_of
-from lightning_prune.graph.trace import DenseTrace, Event, Walk, name_tensor
+from lightning_prune.graph.trace import DenseTrace, Event
+from lightning_prune.graph.walk import Walk, name_tensor
 
 __all__ = ["Mismatch", "certifies", "find_mismatches", "run_lockstep"]
 
