@@ -118,9 +118,10 @@ def readers_of(unit: MutableChannelUnit) -> list[Reader]:
     found: dict[int, Reader] = {}
     for span in unit.input_related:
         layer: Any = span.module
-        if not isinstance(span.module, nn.Linear | nn.modules.conv._ConvNd) or not hasattr(layer, "get_mutable_attr"):
+        side = getattr(layer, "aliases", {}).get("in_channels", "in_channels")
+        container = getattr(layer, "mutable_attrs", {}).get(side)  # a layer whose weight is made anew has none
+        if container is None or not isinstance(span.module, nn.Linear | nn.modules.conv._ConvNd):
             continue
-        container = layer.get_mutable_attr("in_channels")
         runs = [(s.start, s.end, s.index) for s in container.spans if s.mutable is unit.mutable]
         dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
         axis = DenseAxis(container.num_channels, container)
