@@ -575,3 +575,26 @@ def test_units_come_from_a_model_that_is_dynamic_already() -> None:
     again.set_choices(dict.fromkeys(again.current_choices, 0.5))
     assert twin.stem.conv.weight.shape == (4, 3, 3, 3)
     assert mutator.current_plan() != again.current_plan()
+
+
+class GroupedMatrix(nn.Module):
+    """A layer that has groups and a weight, and is no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups, self.weight = 3, nn.Parameter(torch.randn(3, 4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bgc,gcd->bgd", x.unflatten(1, (self.groups, -1)), self.weight).flatten(1)
+
+
+def test_a_layer_with_groups_need_not_be_a_convolution() -> None:
+    model, inputs = (
+        nn.Sequential(nn.Linear(7, 12), GroupedMatrix(), nn.Linear(15, 2)).double(),
+        torch.randn(2, 7).double(),
+    )
+    mutator = ChannelMutator(example_input=inputs)
+    mutator.prepare_from_supernet(model)
+    mutator.apply(scattered(mutator.units))
+    assert (model[1].groups, model[1].weight.shape[0]) == (2, 2)
+    assert_same(outputs(model, (inputs,)), outputs(export_pruned(model), (inputs,)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.graph import ChannelGraph
@@ -71,7 +72,7 @@ def _axis_runs(
     """Yield the container of every axis of a layer, and the runs of units along it."""
     for tensor, value in (*op._parameters.items(), *op._buffers.items()):
         axes = graph.axes.get(names.get(id(value), ""), ()) if value is not None else ()
-        if axes and tensor == "weight" and op.__dict__.get("groups", 1) > 1:
+        if axes and tensor == "weight" and isinstance(op, _ConvNd) and op.__dict__["groups"] > 1:
             yield _group_runs(op, graph, axes)
         for dim, axis in enumerate(axes):
             known = op.tensor_axes.get(tensor)
