@@ -1,10 +1,11 @@
 # Everything runs in .venv, made on first use: a fresh machine needs Python >= 3.10 and make.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+FUZZ_ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test zoo bench lint
+.PHONY: demo test zoo fuzz bench lint
 .DEFAULT_GOAL := test
 
 demo: .venv/.installed
@@ -16,6 +17,10 @@ test: .venv/.installed .zoo/.installed
 # The invariants alone: over the small topologies, then over the models of torchvision.
 zoo: .venv/.installed .zoo/.installed
 	$(PY) -m pytest $(PYTEST_ARGS) $(wildcard tests/test_zoo.py tests/test_invariants*.py tests/test_torchvision*.py)
+
+# Random networks: 20,000 of them, or as many as EXAMPLES says; what was looked at before is not looked at again.
+fuzz: .venv/.installed
+	PYTHONPATH=. $(PY) -m tests.fuzz_run $(FUZZ_ARGS)
 
 bench: .venv/.installed .zoo/.installed
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do PYTHONPATH=. $(PY) "$$script" || exit 1; done
