@@ -77,30 +77,52 @@ def test_a_registered_integer_follows_its_axis(heads: int, head_dim: int) -> Non
     )
 
 
+class Configured(Attention):
+    """Keeps them in a dict that is its own affair."""
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__(heads, head_dim)
+        self._config = {"heads": heads, "head_dim": head_dim}
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self._config["heads"], self._config["head_dim"]
+
+    @_shape.setter
+    def _shape(self, shape: tuple[int, int]) -> None:
+        """The dict has it."""
+
+
+def test_a_registered_integer_may_be_in_a_dict_or_config() -> None:
+    names = (("_config.heads", "query.weight.0:heads"), ("_config.head_dim", "query.weight.0:head_dim"))
+    model, mutator, x = prepared(registered(*names, base=Configured)(4, 6))
+    assert axes_of(mutator) == {("channels", 20), ("heads", 4), ("head_dim", 6)}
+    mutator.set_choices({"*heads": 0.5})
+    assert export_pruned(model).attention._config == {"heads": 2, "head_dim": 6}
+    assert model.attention.__dict__["_config"] == {"heads": 4, "head_dim": 6}
+    assert_same(outputs(model, (x,)), outputs(export_pruned(model), (x,)))
+
+
 def test_the_factor_of_the_length_is_meant_where_only_one_has_it() -> None:
     _, mutator, _ = prepared(registered(("_shape.0", "query.weight.0"))(4, 6))
     assert axes_of(mutator) == {("channels", 20), ("heads", 4)}
 
 
-class Checked(nn.Module):
-    """Two integers that only fit together: to rewrite one alone gets no further than to rewrite none."""
+class Flat(nn.Module):
+    """Writes the width of its hidden channels out."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.leave = nn.Linear(20, 32), nn.Linear(32, 20)
-        self._width, self.half = 32, 16
+        self.enter, self.leave, self._width = nn.Linear(20, 32), nn.Linear(32, 20), 32
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._width != 2 * self.half or x.shape[-1] != self.leave.out_features:
-            raise ValueError("sizes that do not fit")
-        left, right = self.enter(x).split(self.half, -1)
-        return self.leave(torch.cat([left, right.relu()], -1).view(*x.shape[:-1], self._width))
+        return self.leave(self.enter(x).relu().view(*x.shape[:-1], self._width))
 
 
-def test_a_whole_axis_and_a_subclass() -> None:
-    cls = registered(("_width", "enter.weight.0"), base=Checked)
-    _, mutator, _ = prepared(type("Sub", (cls,), {})())
-    assert all(unit.num_channels != 32 for unit in mutator.units)  # half is no axis: it stays frozen
+def test_a_whole_axis_is_registered_for_subclasses_too() -> None:
+    assert axes_of(prepared(Flat())[1]) == {("channels", 20)}
+    cls = registered(("_width", "enter.weight.0"), base=Flat)
+    assert axes_of(prepared(type("Sub", (cls,), {})())[1]) == {("channels", 20), ("channels", 32)}
 
 
 def test_a_wrong_entry_does_no_harm() -> None:

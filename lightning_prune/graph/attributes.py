@@ -13,13 +13,14 @@ from torch import nn
 from lightning_prune.errors import ConfigError, did_you_mean
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import Closure, close
+from lightning_prune.graph.holders import is_holder
 from lightning_prune.graph.labels import IntArray, is_labelled
 from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["register_attributes", "registered_followers"]
 
 _AXIS = re.compile(r"(?P<tensor>\w+(\.\w+)*)\.(?P<dim>\d+)(:(?P<factor>heads|head_dim|groups))?")
-_ATTRIBUTE = re.compile(r"(?P<name>[^\W\d]\w*)(\.(?P<element>\d+))?")
+_ATTRIBUTE = re.compile(r"(?P<name>[^\W\d]\w*)(\.(?P<element>\w+))?")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _Registered:
     """One attribute as it was registered: `name[element]` is the length of `tensor`'s axis `dim`, or of a factor."""
 
     name: str
-    element: int | None
+    element: int | str | None
     tensor: str
     dim: int
     factor: str | None
@@ -45,11 +46,11 @@ def register_attributes(cls: type[nn.Module], attributes: Mapping[str, str]) -> 
 
     Args:
         cls: Modules of this class and of its subclasses. What is registered again is replaced.
-        attributes: Attribute -> axis. The attribute is an int that each module holds, or an element of a tuple or list
-            of ints: ``"shape.0"``. The axis is a tensor as seen from the module and one of its dimensions:
-            ``"weight.0"``, ``"query.weight.0"``. Where forward splits the axis (3 x heads x head_dim), the factor of
-            that length is meant; ``":heads"``, ``":head_dim"`` or ``":groups"`` behind the axis tells which, if two
-            have it.
+        attributes: Attribute -> axis. The attribute is an int that each module holds, or one in a tuple, list, dict or
+            config object: ``"shape.0"``, ``"config.n_head"``. The axis is a tensor as seen from the module and one of
+            its dimensions: ``"weight.0"``, ``"query.weight.0"``. Where forward splits the axis (3 x heads x head_dim),
+            the factor of that length is meant; ``":heads"``, ``":head_dim"`` or ``":groups"`` behind the axis tells
+            which, if two have it.
 
     Raises:
         ConfigError: An argument that does not fit. `ChannelMutator.prepare_from_supernet` raises it when a module has
@@ -80,7 +81,7 @@ def _parse(attribute: Any, axis: Any) -> _Registered:
             f"Got axis {axis!r} for attribute {attribute!r}; expected 'tensor.dimension' such as 'query.weight.0', and "
             "':heads', ':head_dim' or ':groups' behind it where the axis is split."
         )
-    element = None if name["element"] is None else int(name["element"])
+    element = int(name["element"]) if (name["element"] or "").isdecimal() else name["element"]
     return _Registered(name["name"], element, place["tensor"], int(place["dim"]), place["factor"], axis)
 
 
@@ -164,8 +165,11 @@ class _Factors:
 
 def _integer(module: nn.Module, entry: _Registered) -> int:
     value = module.__dict__.get(entry.name)
-    if entry.element is not None:
+    if isinstance(entry.element, int):
         value = value[entry.element] if isinstance(value, tuple | list) and entry.element < len(value) else None
+    elif entry.element is not None:
+        held = value if isinstance(value, Mapping) else vars(value) if is_holder(value) else {}
+        value = held.get(entry.element)
     if isinstance(value, bool) or not isinstance(value, int):
         element = "" if entry.element is None else f".{entry.element}"
         raise ConfigError(f"Got attribute '{entry.name}{element}' registered, but the module holds no such int.")

@@ -10,6 +10,7 @@ run finds all places that disagree.
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -392,7 +393,11 @@ def rewritten(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]
     return values
 
 
-def replace_element(sequence: Any, element: int, value: int) -> Any:
-    """Return a copy of a tuple or list of ints with one element replaced, of the same type."""
-    changed = [value if k == element else v for k, v in enumerate(sequence)]
-    return type(sequence)(changed)
+def replace_element(holder: Any, element: int | str, value: int) -> Any:
+    """Return a copy of a tuple, list, dict or object with one of its ints replaced, of the same type."""
+    if isinstance(element, str):
+        changed = copy.copy(holder)
+        fields: Any = changed if isinstance(changed, Mapping) else vars(changed)
+        fields[element] = value
+        return changed
+    return type(holder)([value if k == element else v for k, v in enumerate(holder)])

@@ -91,14 +91,14 @@ class Follower:
 
     Args:
         module: Qualified name of the module.
-        attribute: Name of the int, tuple or list; a dotted name looks into an object it holds.
-        element: Index into the tuple or list, None for an int.
+        attribute: Name of the int, or of the tuple, list, dict or config object that holds it.
+        element: Index, key or attribute in that; None for an int.
         labels: The axis whose living length it becomes.
     """
 
     module: str
     attribute: str
-    element: int | None
+    element: int | str | None
     labels: IntArray
 
 

@@ -17,6 +17,7 @@ from lightning_prune.graph.axes import AxisTable, View
 from lightning_prune.graph.certify import Mismatch, certifies, find_mismatches
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.holders import integers_held
 from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
 from lightning_prune.graph.made import weight_of
 from lightning_prune.graph.partition import Partition
@@ -24,7 +25,8 @@ from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Integers", "known_followers"]
 
-Candidate = tuple[str, str, int | None, IntArray]  # module, attribute, element, the axis it may follow
+Element = int | str | None  # index into a tuple or list, key of a dict, attribute of an object; None for an int itself
+Candidate = tuple[str, str, Element, IntArray]  # module, attribute, element, the axis it may follow
 _ROUNDS = 24  # a model whose integers need more tries than this for one structure is frozen instead
 _NEAR = 3  # so many modules up the stack are searched for integers that an expression may have been made of
 
@@ -58,7 +60,7 @@ def known_followers(trace: DenseTrace) -> list[Follower]:
     return found
 
 
-def _table(space: LabelSpace, module: nn.Module, axes: Sequence[Axis]) -> Iterator[tuple[str, int | None, Axis]]:
+def _table(space: LabelSpace, module: nn.Module, axes: Sequence[Axis]) -> Iterator[tuple[str, Element, Axis]]:
     """Yield `(attribute, element, axis)`; of multi-head attention the axes are those of its output projection."""
     if isinstance(module, nn.MultiheadAttention):
         heads, head_dim = space.split(axes[1], (module.num_heads, module.head_dim))
@@ -75,7 +77,7 @@ def _table(space: LabelSpace, module: nn.Module, axes: Sequence[Axis]) -> Iterat
         yield from ((attribute, None, axes[d]) for attribute, d in _NAMES.items() if attribute in module.__dict__)
 
 
-def _of_convolution(space: LabelSpace, module: _ConvNd, axes: Sequence[Axis]) -> Iterator[tuple[str, int | None, Axis]]:
+def _of_convolution(space: LabelSpace, module: _ConvNd, axes: Sequence[Axis]) -> Iterator[tuple[str, Element, Axis]]:
     whole, part = ("in_channels", "out_channels") if module.transposed else ("out_channels", "in_channels")
     yield whole, None, axes[0]
     if module.groups == 1:
@@ -88,7 +90,7 @@ def _of_convolution(space: LabelSpace, module: _ConvNd, axes: Sequence[Axis]) ->
         yield part, None, space.merge(inner)
 
 
-def _recurrent(module: nn.Module, axes: Mapping[str, Sequence[Axis]]) -> Iterator[tuple[str, int | None, Axis]]:
+def _recurrent(module: nn.Module, axes: Mapping[str, Sequence[Axis]]) -> Iterator[tuple[str, Element, Axis]]:
     """Yield the sizes of a recurrent layer or cell, from the axes of its first weights."""
     suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
     ih, hh, hr = (axes.get(f"weight_{kind}{suffix}") for kind in ("ih", "hh", "hr"))
@@ -105,14 +107,14 @@ class Rule:
 
     Args:
         owner: The class.
-        attribute: Name of the int, tuple or list.
-        element: Index into the tuple or list, None for an int.
+        attribute: Name of the int, or of what holds it.
+        element: Where in that, None for an int.
         view: The axis, as seen from the module.
     """
 
     owner: type[nn.Module]
     attribute: str
-    element: int | None
+    element: Element
     view: View
 
 
@@ -233,7 +235,7 @@ class Integers:
         axes: AxisTable,
         mismatch: Mismatch,
         candidates: Iterator[Candidate],
-        taken: set[tuple[str, str, int | None]],
+        taken: set[tuple[str, str, Element]],
         tried: set[tuple[Rule, str]],
         proposed: Container[Rule] = (),
     ) -> Rule | None:
@@ -281,13 +283,14 @@ def _is_mended(mismatch: Mismatch, labels: IntArray | None, after: Sequence[Mism
     return True
 
 
-def integer_of(module: nn.Module, attribute: str, element: int | None) -> int | None:
+def integer_of(module: nn.Module, attribute: str, element: Element) -> int | None:
     """Return an int above 1 that a module keeps, alone or in a tuple or list; None where it keeps none there."""
     return next((v for a, e, v in integers_of(module) if (a, e) == (attribute, element)), None)
 
 
-def integers_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """Yield `(attribute, element, value)` of the ints above 1 that a module keeps, alone or in tuples and lists."""
+def integers_of(module: nn.Module) -> Iterator[tuple[str, Element, int]]:
+    """Yield `(attribute, element, value)` of the ints above 1 that a module keeps, its own before those of a config."""
+    inner: list[tuple[str, Element, int]] = []
     for attribute, value in list(module.__dict__.items()):
         if attribute.startswith("_") or isinstance(value, bool):
             continue
@@ -295,3 +298,6 @@ def integers_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             yield attribute, None, value
         elif isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
             yield from ((attribute, k, v) for k, v in enumerate(value) if v > 1)
+        else:
+            inner += ((attribute, key, v) for key, v in integers_held(type(module), attribute, value) if v > 1)
+    yield from inner

@@ -11,7 +11,7 @@ from lightning_prune.mutables import KeptIndices, MutableChannelContainer
 from lightning_prune.ops.factory import dynamic_class, new_instance
 from lightning_prune.ops.present import Presented, write_integer, write_tensor
 from lightning_prune.ops.slicing import shrink_
-from lightning_prune.ops.state import DynamicState, integer_with
+from lightning_prune.ops.state import DynamicState, integer_with, read_from
 
 __all__ = ["DynamicOp"]
 
@@ -174,13 +174,13 @@ class DynamicOp(nn.Module):
             )
         return state.containers[attr]
 
-    def follow_integer(self, attr: str, container: MutableChannelContainer, element: int | None = None) -> None:
+    def follow_integer(self, attr: str, container: MutableChannelContainer, element: int | str | None = None) -> None:
         """Let an integer attribute read the kept count of `container` from now on.
 
         Args:
-            attr: Name of an int, or of a tuple or list of ints.
+            attr: Name of an int, or of a tuple, list, dict or config object that holds it.
             container: Its `num_channels` is the dense value.
-            element: Position in the tuple or list; None for an int.
+            element: Position, key or attribute in that; None for an int.
 
         Raises:
             ConfigError: No such attribute or element, or its dense value is not the length of the container.
@@ -188,11 +188,12 @@ class DynamicOp(nn.Module):
         state = self._dynamic
         dense = state.dense_integer(self, attr)
         where = f"{type(self).__name__}.{attr}" + ("" if element is None else f"[{element}]")
-        if element is not None and isinstance(dense, tuple | list) and -len(dense) <= element < len(dense):
-            element %= len(dense)
-            dense = dense[element]
-        elif element is not None:
-            raise ConfigError(f"Got {where} to follow, of {dense!r}; expected an element of a tuple or list.")
+        if element is not None:
+            held = read_from(dense, element)
+            if held is None:
+                raise ConfigError(f"Got {where} to follow, of {dense!r}; expected an element of it.")
+            element = element % len(dense) if isinstance(element, int) else element
+            dense = held
         if isinstance(dense, bool) or not isinstance(dense, int) or dense != container.num_channels:
             raise ConfigError(
                 f"Got {where} = {dense!r} to follow; expected the dense {container.num_channels} channels."

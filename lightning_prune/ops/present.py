@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.ops.slicing import is_full, is_kept, is_prefix, put_
-from lightning_prune.ops.state import DynamicState
+from lightning_prune.ops.state import DynamicState, read_from
 
 __all__ = ["Presented", "holding_buffers", "on_full", "presented_integer", "presented_tensor"]
 
@@ -114,11 +114,17 @@ def write_tensor(module: Any, name: str, value: Any) -> bool:
 def write_integer(module: Any, name: str, value: Any) -> None:
     """Accept an assignment to a followed integer only if it changes nothing.
 
+    Another config may take the place of one if its sizes are the dense ones.
+
     Raises:
         ConfigError: `value` is neither the live nor the dense value.
     """
-    live, dense = getattr(module, name), module.__dict__["_dynamic"].dense_integer(module, name)
-    if value not in (live, dense):
+    state: DynamicState = module.__dict__["_dynamic"]
+    live, dense = getattr(module, name), state.dense_integer(module, name)
+    keys = [element for element in state.follows.get(name, ()) if isinstance(element, str)]
+    if keys and value is not live and all(read_from(value, key) == read_from(dense, key) for key in keys):
+        module.__dict__[name] = value
+    elif value not in (live, dense):
         raise ConfigError(
             f"Got {name} = {value!r} for {type(module).__name__}; it follows the kept channels (now {live!r} of "
             f"{dense!r}). Change the choice of the unit, or call to_static() first."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ from lightning_prune.errors import ConfigError, did_you_mean
 from lightning_prune.mutables import MutableChannelContainer
 from lightning_prune.ops.slicing import Cut, find_places, is_prefix, put_, take
 
-__all__ = ["DynamicState", "integer_with"]
+__all__ = ["DynamicState", "integer_with", "is_holder", "read_from", "with_elements"]
 
 
 class _Loan(NamedTuple):
@@ -34,13 +36,14 @@ class DynamicState:
         static: The class of the module before conversion.
         containers: Attribute name -> mask of that axis.
         axes: Tensor name -> attribute name of each of its axes; None is an axis nothing cuts.
-        follows: Integer attribute -> element of it (None: the attribute itself) -> container whose count it reads.
+        follows: Attribute -> the int in it that follows (None: the attribute itself; an index, a key of a dict, an
+            attribute of an object) -> container whose count it reads.
     """
 
     static: type[nn.Module]
     containers: dict[str, MutableChannelContainer] = field(default_factory=dict)
     axes: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
-    follows: dict[str, dict[int | None, MutableChannelContainer]] = field(default_factory=dict)
+    follows: dict[str, dict[int | str | None, MutableChannelContainer]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.forget()
@@ -122,7 +125,10 @@ class DynamicState:
         """Return the live value of the integer attribute `name`."""
         self.refresh()
         if name not in self._integers:
-            self._integers[name] = module._live_integer(name)
+            value = module._live_integer(name)
+            if is_holder(value):
+                return value  # what else is in it may change
+            self._integers[name] = value
         return self._integers[name]
 
     def dense_integer(self, module: Any, name: str) -> Any:
@@ -135,7 +141,7 @@ class DynamicState:
         value = fields[name] if name in fields else inspect.getattr_static(self.static, name, None)
         if value is None and name in fields:
             return None  # such as no padding index
-        if isinstance(value, bool) or not isinstance(value, int | tuple | list):
+        if isinstance(value, bool) or not (isinstance(value, int | tuple | list) or is_holder(value)):
             valid = [
                 attr for attr, number in fields.items() if isinstance(number, int) and not isinstance(number, bool)
             ]
@@ -203,11 +209,34 @@ class DynamicState:
             self._loans.clear()
 
 
-def integer_with(full: Any, parts: dict[int | None, MutableChannelContainer], where: str) -> Any:
+def is_holder(value: Any) -> bool:
+    """Return whether a value is a dict or an object with attributes, such as a config."""
+    if isinstance(value, Mapping):
+        return True
+    return hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type)) and not callable(value)
+
+
+def read_from(holder: Any, element: int | str) -> Any:
+    """Return what a tuple, list, dict or object holds there; None for nothing."""
+    if isinstance(element, int):
+        inside = isinstance(holder, tuple | list) and -len(holder) <= element < len(holder)
+        return holder[element] if inside else None
+    return (holder if isinstance(holder, Mapping) else getattr(holder, "__dict__", {})).get(element)
+
+
+def with_elements(holder: Any, values: Mapping[str, int]) -> Any:
+    """Return a copy of a dict or object with some of its ints replaced."""
+    changed = copy.copy(holder)
+    fields: Any = changed if isinstance(changed, Mapping) else vars(changed)
+    fields.update(values)
+    return changed
+
+
+def integer_with(full: Any, parts: dict[int | str | None, MutableChannelContainer], where: str) -> Any:
     """Return `full` with the followed elements replaced by live counts.
 
     Args:
-        full: The dense value, an int, tuple or list.
+        full: The dense value: an int, or a tuple, list, dict or object that holds some.
         parts: Element (None: the value itself) -> container.
         where: Name for the message.
 
@@ -216,11 +245,15 @@ def integer_with(full: Any, parts: dict[int | None, MutableChannelContainer], wh
     """
     if None in parts:
         return parts[None].activated_channels
+    if is_holder(full):
+        counts = {str(element): container.activated_channels for element, container in parts.items()}
+        cut = {key: count for key, count in counts.items() if count != read_from(full, key)}
+        return with_elements(full, cut) if cut else full
     if not isinstance(full, tuple | list):
         raise ConfigError(f"Got {where} = {full!r}; expected a tuple or list of sizes.")
     values = list(full)
     for element, container in parts.items():
-        assert element is not None, "the attribute itself was handled above"
+        assert isinstance(element, int), "the attribute itself and names were handled above"
         values[element] = container.activated_channels
     if isinstance(full, tuple) and hasattr(full, "_fields"):
         return type(full)(*values)

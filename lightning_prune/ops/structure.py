@@ -20,6 +20,7 @@ from lightning_prune.ops.base import DynamicOp
 from lightning_prune.ops.made import make_again_
 from lightning_prune.ops.model import dynamic_ops, static_view
 from lightning_prune.ops.slicing import Cut, replace_data_, same_cuts, take_copy
+from lightning_prune.ops.state import is_holder, read_from, with_elements
 
 __all__ = [
     "VERSION",
@@ -103,8 +104,13 @@ def _structure_of_op(op: DynamicOp) -> Structure:
     integers = {}
     for attr, live in op.integers.items():
         dense = op._dynamic.dense_integer(op, attr)
-        if live != dense:
-            integers[attr] = {"full": _plain(dense), "kept": _plain(live)}
+        pairs = {attr: (dense, live)}
+        if is_holder(dense):  # of a config only the numbers
+            keys = [str(element) for element in op._dynamic.follows[attr]]
+            pairs = {f"{attr}.{key}": (read_from(dense, key), read_from(live, key)) for key in keys}
+        for name, (full, kept) in pairs.items():
+            if full != kept:
+                integers[name] = {"full": _plain(full), "kept": _plain(kept)}
     return {"tensors": tensors, "integers": {"": integers} if integers else {}}
 
 
@@ -266,7 +272,7 @@ def reshape_(model: nn.Module, structure: Structure, loaded: Collection[str] = (
     for tensor, data in resized.values():
         replace_data_(tensor, data)
     for module, attr, value in integers:
-        module.__dict__[attr] = value
+        _write(module, attr, value)
     for name, attrs in (*now["integers"].items(), *structure["integers"].items()):
         if "head_dim" in attrs or "num_heads" in attrs:
             attention = model.get_submodule(name)
@@ -302,6 +308,18 @@ def _resized(name: str, tensor: Tensor, old: tuple[Cut, ...], new: tuple[Cut, ..
     return data
 
 
+def _read(module: nn.Module | None, attr: str) -> Any:
+    """Return an attribute, or with a dotted name what a config in it holds."""
+    name, _, key = attr.partition(".")
+    held = getattr(module, name, None)
+    return read_from(held, key) if key else held
+
+
+def _write(module: nn.Module, attr: str, value: Any) -> None:
+    name, _, key = attr.partition(".")
+    module.__dict__[name] = with_elements(module.__dict__[name], {key: value}) if key else value
+
+
 def _integers_for(
     model: nn.Module, now: Mapping[str, Any], then: Mapping[str, Any]
 ) -> list[tuple[nn.Module, str, Any]]:
@@ -312,7 +330,7 @@ def _integers_for(
         values.update({(name, attr): pair["full"] for attr, pair in attrs.items()})
     for name, attrs in then.items():
         for attr, pair in attrs.items():
-            dense = values.get((name, attr), _plain(getattr(modules.get(name), attr, None)))
+            dense = values.get((name, attr), _plain(_read(modules.get(name), attr)))
             if type(dense) is not type(pair["full"]) or dense != pair["full"]:
                 raise CheckpointError(
                     f"Got a structure with {_join(name, attr)} = {pair['full']!r} in the dense model; here it is "
@@ -321,6 +339,6 @@ def _integers_for(
             values[name, attr] = pair["kept"]
     settings = []
     for (name, attr), value in values.items():
-        held = getattr(modules[name], attr)
+        held = _read(modules[name], attr)
         settings.append((modules[name], attr, type(held)(value) if isinstance(held, list | tuple) else value))
     return settings

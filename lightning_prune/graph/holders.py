@@ -1,0 +1,61 @@
+"""Ints that a module reads from a dict or a config object which it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+__all__ = ["integers_held", "is_holder"]
+
+_MENTIONED: WeakKeyDictionary[type[nn.Module], frozenset[str]] = WeakKeyDictionary()
+
+
+def is_holder(value: Any) -> bool:
+    """Return whether a value is a dict or an object with attributes, such as a config."""
+    if isinstance(value, Mapping):
+        return True
+    return hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type)) and not callable(value)
+
+
+def integers_held(cls: type[nn.Module], attribute: str, value: Any) -> Iterator[tuple[str, int]]:
+    """Yield `(key, int)` of a dict or config object, if the code of the class speaks of the key.
+
+    Args:
+        cls: The class of the module that holds it.
+        attribute: Under which name.
+        value: What it holds there.
+    """
+    if not is_holder(value):
+        return
+    mentioned = _mentioned(cls)
+    if attribute in mentioned:
+        items = value.items() if isinstance(value, Mapping) else vars(value).items()
+        yield from ((key, v) for key, v in items if type(v) is int and isinstance(key, str) and key in mentioned)
+
+
+def _mentioned(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the names and texts in the methods of a class, but for what only its constructor needs."""
+    known = _MENTIONED.get(cls)
+    if known is None:
+        words: set[str] = set()
+        for base in cls.__mro__:
+            if base.__module__.partition(".")[0] not in ("torch", "builtins"):
+                functions = {name: getattr(value, "__wrapped__", value) for name, value in vars(base).items()}
+                for name, function in functions.items():
+                    if isinstance(function, FunctionType) and name != "__init__":
+                        _collect(function.__code__, words)
+        known = _MENTIONED[cls] = frozenset(words)
+    return known
+
+
+def _collect(code: CodeType, words: set[str]) -> None:
+    words.update(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            words.add(constant)
+        elif isinstance(constant, CodeType):
+            _collect(constant, words)
