@@ -14,9 +14,10 @@ demo: .venv/.installed
 test: .venv/.installed .zoo/.installed
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# The invariants alone: over the small topologies, then over the models of torchvision.
+# The invariants alone: over the small topologies and the models of torchvision, then over all those of transformers.
 zoo: .venv/.installed .zoo/.installed
 	$(PY) -m pytest $(PYTEST_ARGS) $(wildcard tests/test_zoo.py tests/test_invariants*.py tests/test_torchvision*.py)
+	$(PY) -m pytest $(PYTEST_ARGS) --all-models tests/test_transformers.py
 
 # Random networks: 20,000 of them, or as many as EXAMPLES says; what was looked at before is not looked at again.
 fuzz: .venv/.installed

@@ -38,8 +38,8 @@ UNITS: dict[str, dict[tuple[str, int], int]] = {
     "llama": {("channels", 48): 1, ("channels", 96): 2, ("heads", 2): 2, ("head_dim", 6): 1},
     "qwen2": {("channels", 48): 1, ("channels", 96): 2, ("heads", 2): 2, ("head_dim", 6): 1},
     "mistral": {("channels", 48): 1, ("channels", 96): 2, ("heads", 2): 2, ("head_dim", 6): 1},
-    # a table of positions holds the heads of all layers of a stack together
-    "t5": {("channels", 48): 1, ("channels", 96): 4, ("heads", 4): 2, ("head_dim", 10): 6},
+    # a table of positions holds the heads of all layers of a stack together, or zeros in its place
+    "t5": {("channels", 48): 1, ("channels", 96): 4, ("heads", 4): 3, ("head_dim", 10): 6},
     "vit": {("channels", 48): 1, ("channels", 96): 2, ("heads", 4): 2, ("head_dim", 12): 2},
     "swin": {
         **{("channels", 24): 1, ("channels", 48): 1, ("channels", 96): 2, ("channels", 192): 2},
