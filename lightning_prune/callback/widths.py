@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.ops import DynamicOp
+from lightning_prune.ops import DynamicOp, GenericDynamic
 
 __all__ = ["watch_widths"]
 
@@ -80,5 +80,7 @@ def _follows(module: nn.Module) -> bool:
     """Whether a unit may cut the input of a layer."""
     if not isinstance(module, DynamicOp):
         return False
+    if isinstance(module, GenericDynamic):  # its weight is made of others, whose axes do not say which is the input
+        return True
     names = {"in_channels", "in_features", "num_features"}
     return any(bool(c.spans) for attr, c in module.mutable_attrs.items() if attr in names or attr.startswith("norm"))
