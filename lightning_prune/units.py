@@ -388,7 +388,7 @@ def l1_scores(unit: MutableChannelUnit) -> Tensor:
     wide = [(channel, weight) for channel, weight in members if weight.dim() > 1]
     total = torch.zeros(unit.num_channels)
     for channel, weight in wide or members:
-        span = weight.narrow(channel.dim, channel.start, channel.num_channels).float().abs()
+        span = weight.narrow(channel.dim, channel.start, channel.num_channels).abs().float()
         others = [dim for dim in range(span.dim()) if dim != channel.dim]
         norms = span.sum(others) if others else span
         total += channel.per_channel(norms, unit.num_channels).cpu()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tests.torchvision_shim import ZOO, import_torchvision
-from tests.zoo import randomize_norms_
+from tests.zoo_case import randomize_norms_
 
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 Builder = Callable[[], Example]

@@ -176,7 +176,8 @@ def test_a_state_dict_of_the_masked_model_is_that_of_the_dense_one(cut: Supernet
 @pytest.mark.parametrize("train", MODES)
 def test_the_masked_model_computes_what_the_exported_one_does(masked: Supernet, train: bool) -> None:
     small, plain = export_pruned(masked.model), masked.plain()
-    assert not any(type(m).__module__.startswith("lightning_prune.") for m in small.modules())
+    ours = {type(m).__name__ for m in small.modules() if type(m).__module__.startswith("lightning_prune.")}
+    assert ours == ({"SlimMultiheadAttention"} if masked.case.slim else set())
     for inputs in (masked.inputs, masked.larger):
         found = outputs(small, inputs, train=train)
         assert_same(found, outputs(masked.model, inputs, train=train))
@@ -203,8 +204,11 @@ def test_statistics_of_removed_channels_stay_as_they_are(cut: Supernet) -> None:
         for buffer, tensor in op._buffers.items():
             if tensor is None or not tensor.dim():
                 continue
-            (kept,) = op.kept(buffer)
             before, after = cut.state[f"{name}.{buffer}"], cut.model.state_dict()[f"{name}.{buffer}"]
+            if "Norm" not in type(op).__name__:
+                assert torch.equal(before, after), f"{name}.{buffer} is no statistic"
+                continue
+            (kept,) = op.kept(buffer)
             changes = torch.ones(len(before), dtype=torch.bool)
             if kept is not None:
                 changes = torch.zeros(len(before), dtype=torch.bool).index_fill_(0, kept, True)
@@ -235,7 +239,9 @@ def test_counts_are_the_plan_and_costs_are_exact(masked: Supernet) -> None:
     assert plan.counts() == {unit.name: unit.activated_channels for unit in mutator.units}
     small = export_pruned(masked.model)
     cost, dense = mutator.cost(), mutator.cost(dict.fromkeys(masked.case.units, 1.0))
-    assert cost.macs == sum(cost.by_op.values()) == macs_of(small, masked.inputs)
+    assert cost.macs == sum(cost.by_op.values())
+    if masked.case.counted or min(plan.counts().values()) > 1:
+        assert cost.macs == macs_of(small, masked.inputs)
     assert cost.params == sum(p.numel() for p in small.parameters())
     assert mutator.graph.cost.measure("channels", mutator.counts()) == sum(plan.counts().values())
     plain = masked.plain()

@@ -13,7 +13,7 @@ from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops import dynamic_ops, to_static_
 from tests.compare import assert_same, macs_of, outputs, scattered
 from tests.torchvision_shim import import_torchvision
-from tests.zoo import randomize_norms_
+from tests.zoo_case import randomize_norms_
 
 # name -> units found by reading its code, side of the image (small, where the network takes it) in eval and train mode
 MODELS = {

@@ -8,78 +8,17 @@ listed: images, tokens, classes and every axis of an output are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests import zoo_attention as attention
+from tests import zoo_blocks as blocks
+from tests import zoo_heads as heads
 from tests import zoo_models as models
 from tests import zoo_partial as partial
 from tests import zoo_recurrent as recurrent
+from tests.zoo_case import IMAGE, LARGER_IMAGE, MORE_TOKENS, TOKENS, Case
 
-IMAGE, LARGER_IMAGE = ((3, 8, 8),), ((3, 12, 10),)
-TOKENS, MORE_TOKENS = ((9, 7),), ((11, 7),)  # tokens, features
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model of the zoo and what is known of it.
-
-    Args:
-        build: Makes the module; `make` seeds it.
-        units: Name -> channels of every unit that can lose channels.
-        shapes: Shape of each input without its batch.
-        larger: The same for a second input size.
-        vocabulary: Inputs are token indices below it.
-        renormalizing: A unit takes part in a mean or variance over its own channels, so zeroing is not removing.
-        pickles: Torch pickles the model; it refuses parametrised ones.
-    """
-
-    build: Callable[[], nn.Module]
-    units: Mapping[str, int]
-    shapes: tuple[tuple[int, ...], ...] = field(default=IMAGE)
-    larger: tuple[tuple[int, ...], ...] = field(default=LARGER_IMAGE)
-    vocabulary: int | None = None
-    renormalizing: bool = False
-    pickles: bool = True
-
-    def make(self) -> nn.Module:
-        """Return a new module; every call gives the same weights, whatever the global seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = self.build()
-        return randomize_norms_(module)
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Return a batch of 2."""
-        return self._inputs(2, self.shapes)
-
-    def larger_inputs(self) -> tuple[Tensor, ...]:
-        """Return a batch of 3 with more pixels or tokens, where the model allows it."""
-        return self._inputs(3, self.larger)
-
-    def _inputs(self, batch: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(1)
-        if self.vocabulary is not None:
-            return tuple(torch.randint(self.vocabulary, (batch, *shape), generator=generator) for shape in shapes)
-        return tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes)
-
-
-def randomize_norms_(module: nn.Module) -> nn.Module:
-    """Give every norm a bias and statistics that are not 0 and 1: a zeroed channel must not pass for a removed one."""
-    generator = torch.Generator().manual_seed(2)
-    for layer in module.modules():
-        if "Norm" not in type(layer).__name__:
-            continue
-        for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-            if tensor.is_floating_point():
-                low, high = (-1.0, 1.0) if name in ("bias", "running_mean") else (0.5, 1.5)
-                with torch.no_grad():
-                    tensor.uniform_(low, high, generator=generator)
-    return module
-
+__all__ = ["ZOO", "Case"]
 
 ZOO: dict[str, Case] = {
     # Each convolution and its norm make the channels; the norm and the next layer read them.
@@ -248,6 +187,129 @@ ZOO: dict[str, Case] = {
     # Instance norm works per channel: no channel sees another.
     "sequence": Case(
         attention.sequence, {"0_(0, 8)_out_2_in_2": 8, "3_(0, 12)_out_2_in_2": 12}, shapes=((3, 16),), larger=((3, 21),)
+    ),
+    # The chunk pairs channel i with i + 8; the two groups of the shuffle are fixed, so that what is interleaved goes
+    # together: channel i of the branch with channel i of the other half. 8 in all, in stem, project and the next layer.
+    "channel_shuffle": Case(
+        blocks.channel_shuffle,
+        {"stem.conv_(0, 16)_out_4_in_4": 8, "unit.expand.conv_(0, 10)_out_4_in_4": 10},
+    ),
+    # 24 = 6 x 4: the four that make one pixel stay together.
+    "pixel_shuffle": Case(blocks.pixel_shuffle, {"stem.conv_(0, 8)_out_2_in_2": 8, "up_(0, 24)_out_1_in_1": 6}),
+    # Each channel is four columns of the next layer.
+    "pixel_unshuffle": Case(
+        blocks.pixel_unshuffle, {"stem.conv_(0, 6)_out_2_in_2": 6, "down.conv_(0, 10)_out_2_in_2": 10}
+    ),
+    # Halves of a gate: channel i goes with i + 8, and with i + 14.
+    "gated_convolution": Case(blocks.gated_convolution, {"stem_(0, 16)_out_1_in_1": 8}),
+    "swiglu": Case(
+        blocks.SwiGLU,
+        {"embed_(0, 20)_out_2_in_2": 20, "both_(0, 28)_out_1_in_1": 14},
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
+    ),
+    # The halves of `first` are bound; the shortcuts bind what both bottlenecks make to the second half. Made by first
+    # and twice by `two` with their norms; read by the norms, twice by `one`, and at four places by last.
+    "c2f": Case(
+        blocks.c2f,
+        {
+            "stem.conv_(0, 8)_out_2_in_2": 8,
+            "block.first.conv_(0, 12)_out_6_in_6": 6,
+            "block.steps.0.one.conv_(0, 7)_out_2_in_2": 7,
+            "block.steps.1.one.conv_(0, 9)_out_2_in_2": 9,
+            "block.last.conv_(0, 10)_out_2_in_2": 10,
+        },
+    ),
+    # Each channel comes four times, pooled more and more.
+    "sppf": Case(
+        blocks.sppf,
+        {
+            "stem.conv_(0, 8)_out_2_in_2": 8,
+            "block.first.conv_(0, 6)_out_2_in_2": 6,
+            "block.last.conv_(0, 10)_out_2_in_2": 10,
+        },
+    ),
+    # Boxes, bins and classes are outputs; what each branch holds inside is not.
+    "detect": Case(
+        blocks.Detect,
+        {
+            "stem.conv_(0, 8)_out_2_in_4": 8,
+            "down.conv_(0, 12)_out_2_in_3": 12,
+            "boxes.0.0.conv_(0, 6)_out_2_in_2": 6,
+            "boxes.1.0.conv_(0, 7)_out_2_in_2": 7,
+            "scores.0.0.conv_(0, 9)_out_2_in_2": 9,
+            "scores.1.0.conv_(0, 10)_out_2_in_2": 10,
+        },
+    ),
+    # 48 = 2 x 3 x 8 queries: the three that share a key-value head go with it. One `head_dim` shapes q, k and v.
+    **{
+        name: Case(
+            build,
+            {
+                "embed_(0, 20)_out_2_in_4": 20,
+                "attn.q_(0, 48)_out_3_in_1_heads": 2,
+                "attn.q_(0, 48)_out_3_in_1_head_dim": 8,
+            },
+            shapes=TOKENS,
+            larger=MORE_TOKENS,
+        )
+        for name, build in (
+            ("grouped_queries", heads.grouped_queries),
+            ("grouped_queries_torch", heads.grouped_by_torch),
+        )
+    },
+    # Rotation pairs the channels of queries and keys: i with i + 4, or 2 i with 2 i + 1. Values are not rotated; their
+    # shape leaves the last axis open, so that they have channels of their own.
+    **{
+        name: Case(
+            build,
+            {
+                "embed_(0, 20)_out_2_in_4": 20,
+                "attn.q_(0, 32)_out_3_in_1_heads": 4,
+                "attn.q_(0, 32)_out_3_in_1_head_dim": 4,
+                "attn.v_(0, 32)_out_1_in_1_head_dim": 8,
+            },
+            shapes=TOKENS,
+            larger=MORE_TOKENS,
+        )
+        for name, build in (("rotary", heads.rotary), ("rotary_complex", heads.rotary_complex))
+    },
+    # Raw weights, whose module is the layer: heads, the channels of q and k, and those of v. Every weight reads or
+    # makes the embedding, and the last one reads heads and values.
+    "einsum": Case(
+        heads.einsum,
+        {
+            "embed_(0, 20)_out_2_in_2": 20,
+            "attn_(0, 4)_out_1_in_1": 4,
+            "attn_(0, 6)_out_1_in_0": 6,
+            "attn_(0, 6)_out_1_in_1": 6,
+        },
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
+        counted=False,
+    ),
+    # A column of the table of positions belongs to each head; its rows are distances.
+    "windows": Case(
+        heads.windows,
+        {
+            "embed_(0, 20)_out_2_in_2": 20,
+            "attn_(0, 3)_out_2_in_2_heads": 3,
+            "attn.qkv_(0, 54)_out_1_in_1_head_dim": 6,
+        },
+        shapes=((8, 7),),
+        larger=((12, 7),),
+    ),
+    # 60 = 3 x 4 heads x 5.
+    "multihead": Case(
+        heads.multihead,
+        {
+            "embed_(0, 20)_out_2_in_2": 20,
+            "attn.inner_(0, 60)_out_1_in_1_heads": 4,
+            "attn.inner_(0, 60)_out_1_in_1_head_dim": 5,
+        },
+        shapes=TOKENS,
+        larger=MORE_TOKENS,
+        slim=True,
     ),
     # As a chain, in three dimensions.
     "volume": Case(

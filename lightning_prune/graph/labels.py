@@ -63,6 +63,7 @@ class LabelSpace:
     products: list[Product] = field(default_factory=list)
     marks: dict[str, list[IntArray]] = field(default_factory=dict)
     renormalized: list[IntArray] = field(default_factory=list)
+    _stay: set[int] = field(default_factory=set)  # ids of frozen axes, which `frozen` keeps alive
     _splits: dict[tuple[bytes, tuple[int, ...]], tuple[IntArray, ...]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], IntArray] = field(default_factory=dict)
 
@@ -76,6 +77,16 @@ class LabelSpace:
         """Forbid the removal of every label of the axis."""
         if is_labelled(axis):
             self.frozen.append((axis, reason))
+            self._stay.add(id(axis))
+
+    def rewind(self, pairs: int, frozen: int) -> None:
+        """Forget all bindings and freezes but the first ones."""
+        self._stay -= {id(axis) for axis, _ in self.frozen[frozen:]} - {id(axis) for axis, _ in self.frozen[:frozen]}
+        del self.pairs[pairs:], self.frozen[frozen:]
+
+    def stays(self, axis: Axis) -> bool:
+        """Return whether this very axis was frozen; another one with the same labels may have been."""
+        return id(axis) in self._stay
 
     def bind(self, a: Axis, b: Axis, reason: Callable[[], str]) -> Axis:
         """Make two axes of equal length one; return the axis that describes both.

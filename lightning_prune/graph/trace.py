@@ -313,7 +313,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     except ConfigError:
         raise
     except Exception as error:
-        del trace.space.pairs[before[0] :], trace.space.frozen[before[1] :]
+        trace.space.rewind(*before)
         raise TraceError(f"{type(error).__name__}: {error}") from error
     outputs = sandbox.outputs(output)
     if not outputs:

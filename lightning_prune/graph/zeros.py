@@ -108,7 +108,7 @@ def _holds(call: Call, name: str, out: Tensor) -> bool:
     if name in _KEEPS:
         return all(is_zeroed(t) for t in call.inputs if any(map(is_labelled, axes_of(t))))
     if name in _PRODUCTS:
-        return _covers(out, [(t, range(out.dim() - t.dim(), out.dim())) for t in call.inputs])
+        return _covers(call, out, [(t, range(out.dim() - t.dim(), out.dim())) for t in call.inputs])
     if name in _QUOTIENTS:
         return isinstance(call["self"], Tensor) and _is_at_least(call["exponent"], 1) and _is_all_zero(call, out)
     if name in ("aten::masked_fill", "aten::constant_pad_nd", "aten::fill"):
@@ -130,7 +130,7 @@ def _is_at_least(value: Any, least: float) -> bool:
 
 def _is_all_zero(call: Call, out: Tensor) -> bool:
     x = call["self"]
-    return _covers(out, [(x, range(out.dim() - x.dim(), out.dim()))])
+    return _covers(call, out, [(x, range(out.dim() - x.dim(), out.dim()))])
 
 
 def _is_sum_zero(call: Call, name: str, out: Tensor) -> bool:
@@ -143,7 +143,7 @@ def _is_sum_zero(call: Call, name: str, out: Tensor) -> bool:
         return all(map(is_zeroed, terms))
     if _is_number(call["other"]) and call["other"]:
         return False
-    return all(_covers(out, [(t, range(out.dim() - t.dim(), out.dim()))]) for t in terms)
+    return all(_covers(call, out, [(t, range(out.dim() - t.dim(), out.dim()))]) for t in terms)
 
 
 def _is_layer_zero(call: Call, name: str, out: Tensor) -> bool:
@@ -151,50 +151,55 @@ def _is_layer_zero(call: Call, name: str, out: Tensor) -> bool:
     if name == "aten::linear":
         x, w = call["input"], call["weight"]
         rows = [*range(x.dim() - 1), -1]
-        return _covers(out, [(x, rows), (w, [last, -1][2 - w.dim() :])], call["bias"], last)
+        return _covers(call, out, [(x, rows), (w, [last, -1][2 - w.dim() :])], call["bias"], last)
     if name in _CONVOLUTIONS:
         w, space = call["weight"], call["weight"].dim() - 2
         channel = last - space
         transposed = bool(call["transposed"]) if "transposed" in call else "transpose" in name
         sides = ([-1, channel] if call["groups"] == 1 else [-1, -1]) if transposed else [channel, -1]
-        return _covers(out, [(w, [*sides, *[-1] * space])], call["bias"], channel)
+        return _covers(call, out, [(w, [*sides, *[-1] * space])], call["bias"], channel)
     if name in _MATRICES:
         a = call["self"]
         b = next(call[n] for n in ("other", "mat2", "vec") if n in call)
         lead = last - 1 if b.dim() > 1 and a.dim() > 1 else last
         rows = [*range(lead - a.dim() + 2, lead + 1), -1] if a.dim() > 1 else [-1]
         columns = [*range(lead - b.dim() + 2, lead), -1, last] if b.dim() > 1 else [-1]
-        return _covers(out, [(a, rows), (b, columns)])
+        return _covers(call, out, [(a, rows), (b, columns)])
     if name == "aten::einsum":
         terms, letters = spell_equation(call["equation"], [t.dim() for t in call["tensors"]], out.dim())
         return _covers(
-            out, [(t, [letters.find(c) for c in term]) for t, term in zip(call["tensors"], terms, strict=True)]
+            call, out, [(t, [letters.find(c) for c in term]) for t, term in zip(call["tensors"], terms, strict=True)]
         )
     if name.endswith("scaled_dot_product_attention"):
         v = call["value"]
-        return _covers(out, [(v, [*range(v.dim() - 2), -1, last])])
+        return _covers(call, out, [(v, [*range(v.dim() - 2), -1, last])])
     if name in _RECURRENT:
         weights = call["params"] or [call[n] for n in ("w_ih", "w_hh", "b_ih", "b_hh") if call[n] is not None]
         return all(map(is_zeroed, weights))
     if name in _NORMS:
         w, b = call["weight"], call["bias"]
         channel = [1] if name in _ops("batch_norm group_norm instance_norm native_batch_norm") else range(out.dim())
-        return w is not None and _covers(out, [(w, list(channel)[-w.dim() :])], b, None)
+        return w is not None and _covers(call, out, [(w, list(channel)[-w.dim() :])], b, None)
     return False
 
 
 def _covers(
-    out: Tensor, factors: Iterable[tuple[Tensor, Sequence[int]]], bias: Tensor | None = None, along: int | None = None
+    call: Call,
+    out: Tensor,
+    factors: Iterable[tuple[Tensor, Sequence[int]]],
+    bias: Tensor | None = None,
+    along: int | None = None,
 ) -> bool:
     """Return whether, for every axis of the result that has channels, some factor is zero where they are removed.
 
     Args:
+        call: The op.
         out: The result.
         factors: Tensors, and for each of their axes the axis of the result that it is, -1 for none.
         bias: What is added along one axis.
         along: That axis; any, when the factors have it too.
     """
-    needed = {d for d, axis in enumerate(axes_of(out)) if is_labelled(axis)}
+    needed = {d for d, axis in enumerate(axes_of(out)) if is_labelled(axis) and not call.space.stays(axis)}
     if bias is not None and (not is_zeroed(bias) or (along is not None and needed - {along})):
         return False
     for tensor, dims in factors:
