@@ -11,8 +11,9 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 demo: .venv/.installed
 	$(PY) examples/digits.py --config configs/digits_resnet.yaml
 
+# Two processes, a file at a time: what a file prepares once stays in one of them.
 test: .venv/.installed .zoo/.installed
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 # The invariants alone: over the small topologies and the models of torchvision, then over all those of transformers.
 zoo: .venv/.installed .zoo/.installed
