@@ -59,10 +59,9 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
         args: Its arguments by schema name.
     """
     x = args.get("input", args.get("self"))
-    if name == "aten::detach_" and isinstance(x, Tensor):
-        return x  # nothing is recorded here; and a constant on the meta device is no fake tensor, which may not detach
     if not isinstance(x, FakeTensor):
-        return None
+        # a constant made on the meta device is not fake, and fake mode lets nothing but fakes change themselves
+        return x if name == "aten::detach_" else None
     if name in _RECURRENT:  # step by step they would be thousands of ops
         return _recurrent(mode, x, args, _RECURRENT[name])
     if name in _CELLS:
