@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+ZOO_ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
@@ -15,17 +16,19 @@ demo: .venv/.installed
 test: .venv/.installed .zoo/.installed
 	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-# The invariants alone: over the small topologies and the models of torchvision, then over all those of transformers.
+# The invariants alone: over the small topologies, then over every real model, each in a process of its own.
 zoo: .venv/.installed .zoo/.installed
-	$(PY) -m pytest $(PYTEST_ARGS) $(wildcard tests/test_zoo.py tests/test_invariants*.py tests/test_torchvision*.py)
+	$(PY) -m pytest $(PYTEST_ARGS) $(wildcard tests/test_zoo.py tests/test_invariants*.py)
+	PYTHONPATH=. $(PY) -W ignore benchmarks/zoo_models.py $(ZOO_ARGS)
 	$(PY) -m pytest $(PYTEST_ARGS) --all-models tests/test_transformers.py
 
 # Random networks: 20,000 of them, or as many as EXAMPLES says; what was looked at before is not looked at again.
 fuzz: .venv/.installed
 	PYTHONPATH=. $(PY) -m tests.fuzz_run $(FUZZ_ARGS)
 
+# The last one takes hours; it goes on where it was stopped.
 bench: .venv/.installed .zoo/.installed
-	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do PYTHONPATH=. $(PY) "$$script" || exit 1; done
+	for name in analysis step large zoo; do PYTHONPATH=. $(PY) -W ignore "benchmarks/$$name.py" || exit 1; done
 
 lint: .venv/.installed
 	.venv/bin/ruff check .

@@ -7,9 +7,10 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ def describe_environment(*packages: str) -> dict[str, Any]:
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "lightning_prune")),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in names}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "system": platform.system(),
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "load_average_before": round(os.getloadavg()[0], 2),
     }
+
+
+def _version(package: str) -> str:
+    """Return the version of an installed package, in the environment or beside it."""
+    return next(iter(distributions(name=package, path=[*sys.path, str(ROOT / ".zoo")]))).version
 
 
 def _git(*arguments: str) -> str:

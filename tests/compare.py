@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune.graph.sandbox import tensors_within
+from lightning_prune.graph.sandbox import Sandbox
 from lightning_prune.ops import dynamic_ops, static_view
 from lightning_prune.plan import KeepPlan
 from lightning_prune.units import MutableChannelUnit
@@ -23,11 +25,25 @@ def double(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.double() if x.is_floating_point() else x for x in inputs)
 
 
-def outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = False) -> list[Tensor]:
-    """Return every output of one forward without gradients; dropout draws the same every time."""
+def outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = False, **keywords: Any) -> list[Tensor]:
+    """Return every output of one forward without gradients, but for the cache that a language model hands itself.
+
+    Dropout and masks draw the same every time.
+    """
     torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
     with torch.no_grad():
-        return tensors_within(model.train(train)(*inputs))
+        return Sandbox(model).outputs(model.train(train)(*inputs, **keywords))
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers as the layers present them."""
+    found = {}
+    for name, _ in model.named_buffers():
+        layer, _, own = name.rpartition(".")
+        found[name] = getattr(model.get_submodule(layer), own).clone()
+    return found
 
 
 def scattered(units: Sequence[MutableChannelUnit], seed: int = 0) -> KeepPlan:
@@ -45,7 +61,7 @@ def full(units: Sequence[MutableChannelUnit]) -> KeepPlan:
     return KeepPlan({unit.name: tuple(range(unit.num_channels)) for unit in units})
 
 
-def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = False) -> list[Tensor]:
+def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = False, **keywords: Any) -> list[Tensor]:
     """Return the outputs of the dense model in which every removed entry of every parameter is 0."""
     dense = copy.deepcopy(model)
     with torch.no_grad():
@@ -59,16 +75,16 @@ def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = 
                         removed[kept] = False
                         parameter.index_fill_(dim, removed.nonzero().flatten(), 0.0)
     with static_view(dense):
-        return outputs(dense, inputs, train=train)
+        return outputs(dense, inputs, train=train, **keywords)
 
 
-def macs_of(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+def macs_of(model: nn.Module, inputs: Sequence[Tensor], **keywords: Any) -> int:
     """Return the multiply-adds that torch itself counts, with attention as plain products: fused kernels hide them."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model.eval()(*inputs)
+            model.eval()(*inputs, **keywords)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2

@@ -1,16 +1,18 @@
 """The real models that the library is tried on: torchvision's, timm's and transformers', with random weights.
 
-A name is `library:model`. A builder returns the model and what to call it on: the smallest image that shows the
-structure, 64 pixels on a side unless the network asks for another, and two of them.
+A name is `library:model`. A builder returns the model and what to call it on: two of the smallest images that show the
+structure, 64 pixels on a side unless the network asks for another; or one of full size.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,9 +24,10 @@ from tests.torchvision_shim import ZOO, import_torchvision
 from tests.zoo_case import randomize_norms_
 
 Example = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
-Builder = Callable[[], Example]
+Builder = Callable[..., Example]
 
 SIDE = 64
+FULL_SIDE = 224
 CLASSES = 7
 # torchvision: where 64 pixels do not fit, or cost too much
 SIDES = {
@@ -57,7 +60,7 @@ TIMM = {
     "poolformer_s12": (64, False),
     "mixer_s16_224": (64, True),
     "resmlp_12_224": (64, True),
-    "levit_128s": (64, True),
+    "levit_128s": (128, True),
     "efficientnet_b0": (64, False),
     "regnetx_002": (64, False),
     "resnest14d": (64, False),
@@ -78,6 +81,42 @@ TIMM = {
     "xcit_nano_12_p8_224": (64, True),
     "volo_d1_224": (64, True),
 }
+
+
+QUICK_TIMM = (
+    "vit_tiny_patch16_224",
+    "convnextv2_atto",
+    "poolformer_s12",
+    "mixer_s16_224",
+    "regnetx_002",
+    "resnest14d",
+    "ghostnet_100",
+    "mobilenetv4_conv_small",
+    "eva02_tiny_patch14_224",
+    "edgenext_xx_small",
+    "repvgg_a0",
+    "xcit_nano_12_p8_224",
+)
+QUICK_TORCHVISION = (
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "deeplabv3_mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+)
 
 
 class Detector(nn.Module):
@@ -132,14 +171,16 @@ def draw_(model: nn.Module) -> nn.Module:
     return randomize_norms_(model)
 
 
-def images(side: int) -> tuple[Tensor]:
-    """Return two images, the same at every call."""
-    return (torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side)),)
+def images(side: int, count: int) -> tuple[Tensor]:
+    """Return images, the same at every call."""
+    return (torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(side)),)
 
 
-def _torchvision(name: str, kind: str) -> Example:
+def _torchvision(name: str, kind: str, full: bool = False) -> Example:
     module = import_torchvision().models
     side = SIDES.get(name, SIDE)
+    if full:
+        side = max(side, FULL_SIDE)
     arguments: dict[str, Any] = {"weights": None, "num_classes": CLASSES}
     if kind != "classification":
         arguments["weights_backbone"] = None
@@ -147,24 +188,26 @@ def _torchvision(name: str, kind: str) -> Example:
         arguments["image_size"] = side
     with quick_initialization():
         model = module.get_model(name, **arguments)
-    return draw_(Detector(model) if kind == "detection" else model), images(side), {}
+    return draw_(Detector(model) if kind == "detection" else model), images(side, 1 if full else 2), {}
 
 
-def _timm(name: str) -> Example:
-    import_timm()
-    import timm  # type: ignore[import-not-found, unused-ignore]  # beside the environment
-
+def _timm(name: str, full: bool = False) -> Example:
+    timm = import_timm()
     side, told = TIMM[name]
+    arguments = {"img_size": side} if told and not full else {}
     with quick_initialization():
-        model = timm.create_model(name, num_classes=CLASSES, **({"img_size": side} if told else {}))
-    return draw_(model), images(side), {}
+        model = timm.create_model(name, num_classes=CLASSES, **arguments)
+    if full:
+        side = model.default_cfg["input_size"][-1]
+    return draw_(model), images(side, 1 if full else 2), {}
 
 
-def import_timm() -> None:
-    """Put `.zoo` on the path and load a torchvision that fits, which timm imports."""
+def import_timm() -> ModuleType:
+    """Return timm from `.zoo`, after a torchvision that fits, which it imports."""
     import_torchvision()
     if str(ZOO) not in sys.path:
         sys.path.append(str(ZOO))
+    return importlib.import_module("timm")
 
 
 @cache
@@ -198,13 +241,25 @@ def models() -> dict[str, Builder]:
     return {name: builder for library in LIBRARIES.values() for name, builder in library().items()}
 
 
-def build(name: str) -> Example:
+def build(name: str, full: bool = False) -> Example:
     """Return one model, with positional and keyword arguments to call it on.
 
     Args:
         name: `library:model`, as in `models()`.
+        full: One image of the size that the network was made for. Models of transformers stay as they are.
     """
-    return LIBRARIES[name.partition(":")[0]]()[name]()
+    library = name.partition(":")[0]
+    builder = LIBRARIES[library]()[name]
+    return builder(full=full) if library != "hf" else builder()
+
+
+def quick_models() -> list[str]:
+    """Return the third of the models that every run of the tests examines: the smallest of each family."""
+    return [
+        *hf_models(),
+        *(f"timm:{name}" for name in QUICK_TIMM),
+        *(f"torchvision:{name}" for name in QUICK_TORCHVISION),
+    ]
 
 
 LIBRARIES = {"torchvision": torchvision_models, "timm": timm_models, "hf": hf_models}
