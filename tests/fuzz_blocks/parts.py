@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.fuzz_blocks.block import (
     IMAGE,
+    VECTOR,
     Block,
     Pick,
     Shape,
@@ -125,7 +126,8 @@ class Shuffle(Block):
 
     @classmethod
     def options(cls, pick: Pick, *shapes: Shape) -> dict[str, Any]:
-        return {"groups": pick(*divisors(width_of(shapes[0]))), **super().options(pick)}
+        spellings = cls.spellings if len(shapes[0]) > VECTOR else cls.spellings[:-1]  # torch shuffles no vectors
+        return {"groups": pick(*divisors(width_of(shapes[0]))), "spelling": pick(*spellings)}
 
     def __init__(self, shape: Shape, groups: int, spelling: str) -> None:
         super().__init__(spelling=spelling)
