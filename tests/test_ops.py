@@ -1016,3 +1016,10 @@ def test_weights_can_be_batched_by_torch_func():
     weights = torch.stack([op._parameters["weight"].detach(), torch.ones(3, 4)])
     outputs = torch.func.vmap(lambda w: torch.func.functional_call(op, {"weight": w}, torch.ones(1, 2)))(weights)
     assert outputs.tolist() == [[[4, 20]], [[2, 2]]]
+
+
+def test_a_kept_weight_may_stand_in_for_the_dense_one():
+    op = scattered_linear()
+    outputs = torch.func.functional_call(op, {"weight": op.weight * 2}, torch.ones(1, 2))
+    assert outputs.tolist() == [[8, 40]]
+    assert op.weight.tolist() == [[1, 3], [9, 11]]

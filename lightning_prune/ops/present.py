@@ -46,8 +46,8 @@ def presented_tensor(name: str) -> Any:
         state: DynamicState = fields["_dynamic"]
         try:
             cuts = state.cuts(module, name)
-            if not cuts:
-                return full
+            if not cuts or (full.shape[cuts[0].dim] != cuts[0].kept.full and is_kept(full, cuts)):
+                return full  # a kept part stands in for the dense tensor for a while: torch.func.functional_call
             # Sliced anew at each read, without gradients too: `param.data.copy_()`, as weight averaging swaps weights
             # before a validation, leaves no sign by which a kept slice could be known to be stale.
             return state.lend(name, full, cuts) if is_buffer else state.part(name, full, cuts)
