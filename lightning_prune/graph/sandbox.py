@@ -16,12 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lightning_prune.graph.generators import global_generators, own_generators
-from lightning_prune.graph.memos import find_memos, without_memos
+from lightning_prune.graph.memos import CONTAINERS, differ, find_memos, refill
 from lightning_prune.graph.shortcuts import make_fake
 
 __all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
 
-_CONTAINERS = (dict, list, set)
 _OWN = frozenset({"_parameters", "_buffers", "training"})
 
 
@@ -100,7 +99,7 @@ class Sandbox:
         self._fakes: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
         self._found = {name: (t.dtype, t.device) for name, t in named_tensors(self.model).items()}
         self._moved: dict[str, Tensor] = {}
-        self._memos = find_memos(self.model)
+        self.memos = find_memos(self.model)
 
     @classmethod
     def like(cls, other: Sandbox, model: nn.Module) -> Sandbox:
@@ -220,7 +219,7 @@ class Sandbox:
             What `call` returned.
         """
         restored = self._restored(frozenset(attributes or ()))
-        with torch.inference_mode(), _quiet(), without_memos(self._memos), restored:
+        with torch.inference_mode(), _quiet(), self.memos.left_out(), restored:
             reset_caches(self.model, self.caches)  # the model may have run meanwhile
             observer.stand_ins = tensors
             for module in self.model.modules():
@@ -260,7 +259,7 @@ class Sandbox:
             (name, key): (value, value.copy())
             for name, attributes in saved.items()
             for key, value in attributes.items()
-            if isinstance(value, _CONTAINERS) and key not in _OWN
+            if isinstance(value, CONTAINERS) and key not in _OWN
         }
         random_state = [*global_generators(), *own_generators(saved.values())]
         try:
@@ -279,8 +278,8 @@ class Sandbox:
                 module.__dict__.clear()
                 module.__dict__.update(saved[name])
             for container, copy in contents.values():
-                if _differ(container, copy):
-                    _refill(container, copy)
+                if differ(container, copy):
+                    refill(container, copy)
 
     def _note_changes(
         self,
@@ -302,7 +301,7 @@ class Sandbox:
             value, later = before.get(key, _Absent), now.get(key, _Absent)
             container, copy = contents.get((name, key), (None, value))
             same = later is value or (isinstance(value, (bool, int, float, str)) and later == value)
-            if not same or _differ(container, copy if container is not None else None):
+            if not same or differ(container, copy if container is not None else None):
                 changed[key] = copy
         if tensors_within([now.get(key) for key in changed]):
             for key, value in changed.items():
@@ -325,29 +324,10 @@ def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> Non
         held = modules[name].__dict__
         if value is _Absent:
             held.pop(attribute, None)
-        elif isinstance(value, _CONTAINERS) and type(held.get(attribute)) is type(value):
-            _refill(held[attribute], value)
+        elif isinstance(value, CONTAINERS) and type(held.get(attribute)) is type(value):
+            refill(held[attribute], value)
         else:
-            held[attribute] = value.copy() if isinstance(value, _CONTAINERS) else value
-
-
-def _differ(container: Any, copy: Any) -> bool:
-    if not container and not copy:
-        return False
-    pairs = zip(_items(container), _items(copy), strict=False)
-    return len(container) != len(copy) or any(a is not b for a, b in pairs)
-
-
-def _items(container: Any) -> list[Any]:
-    return list(container.values()) if isinstance(container, dict) else list(container)
-
-
-def _refill(container: Any, copy: Any) -> None:
-    container.clear()
-    if isinstance(container, list):
-        container.extend(copy)
-    else:
-        container.update(copy)
+            held[attribute] = value.copy() if isinstance(value, CONTAINERS) else value
 
 
 @contextmanager

@@ -329,6 +329,8 @@ class ChannelMutator:
         """Empty what the model caches between forwards: it may hold tensors of the old structure."""
         if self._graph is not None:
             reset_caches(self.model, self._graph.caches)
+        if self._trace is not None:
+            self._trace.sandbox.memos.forget()
 
     def current_plan(self) -> KeepPlan:
         """Return the channels that every unit keeps now."""
