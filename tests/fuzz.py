@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.fuzz_blocks import BLOCKS, IMAGE, TOKENS, VOCABULARY, Block, Pick, Shape, width_of
-from tests.zoo import randomize_norms_
+from tests.zoo_case import randomize_norms_
 
 INPUTS: dict[str, Shape] = {"image": (3, 4, 4), "tokens": (4, 7), "ids": (5,)}
 STEMS = {"image": "Conv", "tokens": "Dense", "ids": "Lookup"}  # what reads an input: makes channels that can go
