@@ -178,6 +178,12 @@ TRAPS = {
     "positions copied": trap(marked("m.copy_(torch.arange(16))")),
     "a product written into a part": trap(marked("torch.mul(m[:4] + 1, 2, out=m[:4])")),
     "ones at an index": trap(marked("m[torch.tensor([1, 5])] = 1")),
+    "one of a slice": trap(marked("m[3:4][0] = 7")),
+    "one of all": trap(marked("m.unbind(0)[3].fill_(2)")),
+    "the second half": trap(marked("m.split(8)[1].add_(1)")),
+    "ones in a part of a stack": trap(marked("s = torch.stack([m, m])", "s.select(0, 0)[2:5] = 1", "m = s.sum(0)")),
+    "ones in a part, copied": trap(marked("m[:4] = 1", "m = m.clone() * 2")),
+    "the median of a part": trap(marked("m[:4] = 1", "m = m.median().expand(x.shape[1])")),
     "a sinusoid written by columns": trap(positions),
     "the share of ones": trap(share_of_ones),
     "a diagonal filled": trap(mixed),
@@ -207,6 +213,24 @@ TRAPS = {
     "norm of ones": trap(lambda _, x: x * torch.linalg.norm(torch.ones(x.shape[1]))),
     "product of ones": trap(lambda _, x: x * sum_of_ones(x)),
     "where ones are": trap(lambda _, x: x * torch.where(torch.ones(x.shape[1]))[0].sum()),
+    **{
+        f"{name} of ones": trap(
+            lambda _, x, call=call: x * call(torch.ones(x.shape[1]).to(x), torch.zeros(x.shape[1]).long()).sum()
+        )
+        for name, call in {
+            "a place": lambda ones, _: torch.searchsorted(ones, torch.tensor([2.0]).to(ones)),
+            "a bucket": lambda ones, _: torch.bucketize(torch.tensor(2.0).to(ones), ones),
+            "a scatter": lambda ones, zeros: torch.zeros(2).to(ones).scatter_add_(0, zeros, ones),
+            "a sum by index": lambda ones, zeros: torch.zeros(2).to(ones).index_add_(0, zeros, ones),
+            "a sum put": lambda ones, zeros: torch.zeros(2).to(ones).index_put_((zeros,), ones, True),
+            "bins": lambda _, zeros: torch.bincount(zeros, minlength=2),
+            "a histogram": lambda ones, _: torch.histc(ones.float(), 3),
+            "a convolution": lambda ones, _: F.conv1d(ones[None, :, None], ones[None, :, None]),
+            "a largest norm": lambda ones, _: torch.renorm(ones[None], 2, 0, 1.0)[0, 0],
+            "counts": lambda ones, _: torch.unique(ones, return_counts=True)[1],
+            "a loss": lambda ones, zeros: F.nll_loss(ones[:, None].expand(-1, 3), zeros, reduction="sum"),
+        }.items()
+    },
     "rows of sixteen": trap(lambda _, x: (x.movedim(1, -1).reshape(-1, 16) * 2).view(2, 8, 8, 16).movedim(-1, 1)),
     "four groups by a number": trap(lambda _, x: x.unflatten(1, (4, -1)).flatten(1, 2), (0, 4)),
     "two splittings of one axis": trap(

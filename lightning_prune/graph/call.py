@@ -182,6 +182,11 @@ class Call:
         if not is_labelled(self.axes(tensor)[dim]):
             self.pin(tensor, dim)
 
+    def hold(self, tensor: Tensor, dim: int, why: str) -> None:
+        """Demand that an axis keeps its size, labelled or not: forbid removal, or pin what may follow others."""
+        self.freeze(self.axes(tensor)[dim], why)
+        self.pin_unlabelled(tensor, dim)
+
     def sized(self, tensor: Tensor, *dims: int) -> list[tuple[int, Axis]]:
         """Return `(size, axis)` of the given axes of a tensor, all of them when none is given."""
         axes = self.axes(tensor)

@@ -64,7 +64,7 @@ _KEEPS = _ops(
     upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d
     upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
     replication_pad3d grid_sampler_2d grid_sampler_3d mean sum amax amin max min prod var std norm linalg_vector_norm
-    cumsum _fft_r2c _fft_c2c _fft_c2r view_as_complex view_as_real _weight_norm_interface
+    cumsum _fft_r2c _fft_c2c _fft_c2r view_as_complex view_as_real _weight_norm
     """
 )
 _VIEWS = _ops("view reshape flatten unflatten squeeze unsqueeze permute transpose t expand slice select unbind split")

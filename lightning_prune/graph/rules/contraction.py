@@ -212,6 +212,7 @@ def convolution(call: Call) -> None:
     axes, weight = call.axes(x), call.axes(w)
     for axis in (*weight[2:], *axes[channel + 1 :]):
         call.freeze(axis, "a spatial axis")
+    _sum_channels(call, x, channel, w, 0 if transposed else 1)
     place = _transposed_groups if transposed else _groups
     out_axis = add_bias(call, place(call, axes[channel], x.shape[channel], w, call["groups"]), call["bias"])
     call.put(call.out, [*axes[:channel], out_axis, *call.axes(call.out)[channel + 1 :]])
@@ -222,6 +223,15 @@ def convolution(call: Call) -> None:
     second = weight[1] if call["groups"] > 1 or is_labelled(weight[1]) else out_axis if transposed else axes[channel]
     kernel = [(w.shape[0], first if not is_labelled(weight[0]) else weight[0]), (w.shape[1], second)]
     call.count(*call.sized(x, *range(channel)), *grid, *kernel, *call.sized(w, *range(2, w.dim())))
+
+
+def _sum_channels(call: Call, x: Tensor, channel: int, w: Tensor, inner: int) -> None:
+    """Note what the sum over input channels depends on, beside their weights."""
+    if not (is_labelled(call.axes(x)[channel]) or is_labelled(call.axes(w)[inner])):
+        call.pin(x, channel)
+    if not (is_zeroed(x) or is_zeroed(w)) and w.shape[inner] > 1:
+        renormalize(call, call.axes(w)[inner])
+        renormalize(call, call.axes(x)[channel])
 
 
 def _groups(call: Call, channels: Axis, size: int, w: Tensor, groups: int) -> Axis:

@@ -152,8 +152,8 @@ def _look_up_among(call: Call, others: Tensor | float) -> None:
 def searchsorted(call: Call) -> None:
     """Each value is compared with a whole row: one for all, or one of its own."""
     rows, values = call["sorted_sequence"], call["self"]
-    own = call.axes(rows)
-    call.freeze(own.pop(), "compared with every value")
+    own = call.axes(rows)[:-1]
+    call.hold(rows, rows.dim() - 1, "compared with every value")
     axes = call.axes(values) if isinstance(values, Tensor) else []
     for d, axis in enumerate(own):
         axes[d] = call.bind(axes[d], axis)
@@ -165,9 +165,9 @@ def searchsorted(call: Call) -> None:
 @rule("multinomial")
 def multinomial(call: Call) -> None:
     """Draw among the last axis."""
-    *rows, classes = call.axes(call["self"])
-    call.freeze(classes, "drawn from")
-    call.put(call.out, [*rows, FIXED])
+    x = call["self"]
+    call.hold(x, x.dim() - 1, "drawn from")
+    call.put(call.out, [*call.axes(x)[:-1], FIXED])
 
 
 @rule(
@@ -194,8 +194,8 @@ def where(call: Call) -> None:
 
 def freeze_all(call: Call, tensor: Tensor, why: str) -> None:
     """Forbid removal along every axis of a tensor."""
-    for axis in call.axes(tensor):
-        call.freeze(axis, why)
+    for d in range(tensor.dim()):
+        call.hold(tensor, d, why)
 
 
 @rule(

@@ -26,13 +26,13 @@ def matrix(call: Call) -> None:
     batch: list[Axis] = [ANY] * lead
     fits = all(t.shape[:lead] == shape for t in call.inputs)
     for tensor in call.inputs:
-        axes = call.axes(tensor)
-        for axis in axes[lead if fits else 0 :]:
-            call.freeze(axis, "a matrix as a whole")
-        batch = [call.bind(a, b) for a, b in zip(batch, axes, strict=False)] if fits else [FIXED] * lead
+        for d in range(lead if fits else 0, tensor.dim()):
+            call.hold(tensor, d, "a matrix as a whole")
+        own = zip(batch, call.axes(tensor), strict=False)
+        batch = [call.bind(a, b) for a, b in own] if fits else [FIXED] * lead
     for out in call.outputs:
-        own = batch if out.shape[:lead] == shape else []
-        call.put(out, [*own, *[FIXED] * (out.dim() - len(own))])
+        kept = batch if out.shape[:lead] == shape else []
+        call.put(out, [*kept, *[FIXED] * (out.dim() - len(kept))])
 
 
 @rule("linalg_cross")

@@ -41,6 +41,8 @@ def class_loss(call: Call) -> None:
     if call["reduction"]:
         for axis in axes:
             renormalize(call, axis)
+        for d in range(target.dim()):
+            call.pin_unlabelled(target, d)
         axes = []
     first, *rest = call.outputs
     call.put(first, axes)

@@ -112,7 +112,7 @@ def along_one_axis(call: Call) -> None:
     dim = 0 if call.name == "aten::msort" else call["dim"]  # a median of all has no `dim`
     dims = normalize_dims(dim, x.dim()) if x.dim() else []
     for d in dims:
-        call.freeze(axes[d], f"{call.name.removeprefix('aten::')} over channels")
+        call.hold(x, d, f"{call.name.removeprefix('aten::')} over channels")
         axes[d] = FIXED
     for out in call.outputs:
         call.put(out, axes if out.dim() == x.dim() else [a for d, a in enumerate(axes) if d not in dims])
@@ -125,6 +125,7 @@ def renorm(call: Call) -> None:
     for d, axis in enumerate(axes):
         if d != call["dim"] % len(axes):
             renormalize(call, axis)
+            call.pin_unlabelled(call["self"], d)
     call.put(call.out, axes)
 
 

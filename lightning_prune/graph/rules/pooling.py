@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -14,10 +13,10 @@ from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.table import rule
 
 
-def freeze_space(call: Call, axes: Sequence[Axis]) -> None:
-    """Forbid removal along the axes of space."""
-    for axis in axes:
-        call.freeze(axis, "a spatial axis")
+def hold_space(call: Call, tensor: Tensor, first: int, why: str = "a spatial axis") -> None:
+    """Forbid a change of size along the axes of space, the last ones."""
+    for d in range(first, tensor.dim()):
+        call.hold(tensor, d, why)
 
 
 @rule(
@@ -40,7 +39,7 @@ def spatial(call: Call) -> None:
     lead = x.dim() - int(match[1])
     axes = call.axes(x)[:lead]
     for tensor in call.inputs:
-        freeze_space(call, call.axes(tensor)[lead:])
+        hold_space(call, tensor, lead)
         axes = [call.bind(a, b) for a, b in zip(axes, call.axes(tensor), strict=False)]
     for out in call.outputs:
         call.put(out, [*axes, *[FIXED] * (out.dim() - lead)])
@@ -52,7 +51,7 @@ def fractional_pool(call: Call) -> None:
     x, samples = call["self"], call["random_samples"]
     lead = x.dim() - int(call.name[-2])
     axes, own = call.axes(x), call.axes(samples)
-    freeze_space(call, axes[lead:])
+    hold_space(call, x, lead)
     for k in range(1, lead + 1):
         axes[lead - k] = call.bind(axes[lead - k], own[-1 - k])
     for out in call.outputs:
@@ -63,29 +62,25 @@ def fractional_pool(call: Call) -> None:
 def grid_sample(call: Call) -> None:
     """`[batch, channels, *space]` read at `[batch, *space, coordinates]`."""
     x, grid = call["input"], call["grid"]
-    batch, channels, *space = call.axes(x)
-    own, *places = call.axes(grid)
-    freeze_space(call, space)
-    for axis in places:
-        call.freeze(axis, "coordinates")
-    call.put(call.out, [call.bind(batch, own), channels, *[FIXED] * len(space)])
+    hold_space(call, x, 2)
+    hold_space(call, grid, 1, "coordinates")
+    batch, channels = call.axes(x)[:2]
+    call.put(call.out, [call.bind(batch, call.axes(grid)[0]), channels, *[FIXED] * (x.dim() - 2)])
 
 
 @rule("affine_grid_generator", sizes=("size",))
 def affine_grid(call: Call) -> None:
     """Coordinates of every pixel from a matrix per example: the channels in `size` do not matter."""
-    batch, *matrix = call.axes(call["theta"])
-    for axis in matrix:
-        call.freeze(axis, "coordinates")
-    call.put(call.out, [batch, *[FIXED] * (call.out.dim() - 1)])
+    hold_space(call, call["theta"], 1, "coordinates")
+    call.put(call.out, [call.axes(call["theta"])[0], *[FIXED] * (call.out.dim() - 1)])
 
 
 @rule("im2col")
 def patches(call: Call) -> None:
     """`[C, H, W] -> [C x kernel, positions]`: each channel comes once per place of the kernel."""
     x, kernel = call["self"], math.prod(call["kernel_size"])
-    *lead, channels, height, width = call.axes(x)
-    freeze_space(call, [height, width])
+    *lead, channels, _, _ = call.axes(x)
+    hold_space(call, x, x.dim() - 2)
     call.put(call.out, [*lead, _repeated(call, x, channels, kernel), FIXED])
 
 
@@ -98,8 +93,8 @@ def _repeated(call: Call, x: Tensor, channels: Axis, times: int) -> Axis:
 def fold(call: Call) -> None:
     """`[C x kernel, positions] -> [C, H, W]`: the inverse, overlaps summed."""
     x, kernel = call["self"], math.prod(call["kernel_size"])
-    *lead, rows, positions = call.axes(x)
-    call.freeze(positions, "a spatial axis")
+    *lead, rows, _ = call.axes(x)
+    hold_space(call, x, x.dim() - 1)
     channels, offsets = reshape_axes(call, [x.shape[-2]], [rows], [x.shape[-2] // kernel, kernel])
     call.freeze(offsets, "the places of a kernel")
     call.put(call.out, [*lead, channels, FIXED, FIXED])
@@ -109,8 +104,8 @@ def fold(call: Call) -> None:
 def pixel_shuffle(call: Call) -> None:
     """`[C x r^2, H, W] -> [C, H x r, W x r]`."""
     x, factor = call["self"], call["upscale_factor"] ** 2
-    *lead, channels, height, width = call.axes(x)
-    freeze_space(call, [height, width])
+    *lead, channels, _, _ = call.axes(x)
+    hold_space(call, x, x.dim() - 2)
     kept, offsets = reshape_axes(call, [x.shape[-3]], [channels], [x.shape[-3] // factor, factor])
     call.freeze(offsets, "the channels of one upscaled pixel")
     call.put(call.out, [*lead, kept, FIXED, FIXED])
@@ -120,8 +115,8 @@ def pixel_shuffle(call: Call) -> None:
 def pixel_unshuffle(call: Call) -> None:
     """`[C, H x r, W x r] -> [C x r^2, H, W]`."""
     x = call["self"]
-    *lead, channels, height, width = call.axes(x)
-    freeze_space(call, [height, width])
+    *lead, channels, _, _ = call.axes(x)
+    hold_space(call, x, x.dim() - 2)
     call.put(call.out, [*lead, _repeated(call, x, channels, call["downscale_factor"] ** 2), FIXED, FIXED])
 
 

@@ -47,7 +47,7 @@ def reduce(call: Call) -> None:
         if call.name in LENGTH_COUNTS and not is_labelled(axes[d]) and axes[d] == ANY:
             call.pin(x, d)
         if len(call.outputs) > 1 and call.name in ("aten::max", "aten::min"):
-            call.freeze(axes[d], "the index of a channel")
+            call.hold(x, d, "the index of a channel")
     for out in call.outputs:
         if out.dim() == x.dim():
             call.put(out, [ANY if d in dims else a for d, a in enumerate(axes)])
@@ -62,6 +62,6 @@ def arg_reduce(call: Call) -> None:
     axes = call.axes(x)
     dims = set(normalize_dims(call["dim"], x.dim()))
     for d in dims:
-        call.freeze(axes[d], "the index of a channel")
+        call.hold(x, d, "the index of a channel")
     keep = call.out.dim() == x.dim()
     call.put(call.out, [FIXED if d in dims else a for d, a in enumerate(axes) if keep or d not in dims])

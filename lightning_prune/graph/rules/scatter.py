@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_prune.graph.call import Call, normalize_dims
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
-from lightning_prune.graph.rules.indexing import indexed_axes
+from lightning_prune.graph.rules.indexing import freeze_all, indexed_axes
 from lightning_prune.graph.rules.table import rule
 
 _POSITION = "written by position"
@@ -31,7 +31,7 @@ def scatter(call: Call) -> None:
     for tensor in (call["index"], call["src"]):
         for d, axis in enumerate(call.axes(tensor) if isinstance(tensor, Tensor) and x.dim() else ()):
             if d == dim:
-                call.freeze(axis, _POSITION)
+                call.hold(tensor, d, _POSITION)
             elif tensor.shape[d] == x.shape[d] == call["index"].shape[d]:
                 axes[d] = call.bind(axes[d], axis)
             else:
@@ -50,11 +50,10 @@ def write_rows(call: Call) -> None:
     rows = call.axes(source) if isinstance(source, Tensor) else []
     for d, axis in enumerate(rows if len(rows) == len(axes) else ()):
         if d == dim:
-            call.freeze(axis, _POSITION)
+            call.hold(source, d, _POSITION)
         else:
             axes[d] = call.bind(axes[d], axis)
-    for axis in call.axes(call["index"]):
-        call.freeze(axis, _POSITION)
+    freeze_all(call, call["index"], _POSITION)
     call.put(call.out, axes)
 
 
@@ -73,7 +72,10 @@ def write_by_index(call: Call) -> None:
         elif isinstance(source, int):
             axes[source] = call.bind(axes[source], own[-k])
         else:
-            call.freeze(own[-k], _POSITION)
+            call.hold(values, values.dim() - k, _POSITION)
+    for index in call["indices"]:
+        if index is not None:  # how many there are is how often is written
+            freeze_all(call, index, _POSITION)
     call.put(call.out, axes)
 
 
@@ -81,16 +83,19 @@ def write_by_index(call: Call) -> None:
 def write_by_mask(call: Call) -> None:
     """Values in a row replace where the mask holds: whole last axes where the mask is constant along them."""
     x, mask, source = call["self"], call["mask"], call["source"]
-    axes, masks, rows = call.axes(x), call.axes(mask), call.axes(source)
+    axes, masks = call.axes(x), call.axes(mask)
     whole = x.dim() and mask.dim() and source.dim() and source.shape[-1] == x.shape[-1]
     along = masks[-1] if mask.dim() else FIXED
     if whole and isinstance(along, str) and (along == ANY or mask.shape[-1] == 1):
-        axes[-1] = call.bind(axes[-1], rows.pop())
+        axes[-1] = call.bind(axes[-1], call.axes(source)[-1])
+        read = [(mask, range(mask.dim() - 1)), (source, range(source.dim() - 1))]
     else:
         fix(call, axes, [-1] if axes else [])
+        read = [(mask, range(mask.dim())), (source, range(source.dim()))]
     fix(call, axes, range(len(axes) - 1))
-    for axis in (*masks, *rows):
-        call.freeze(axis, "positions are mixed")
+    for tensor, dims in read:
+        for d in dims:
+            call.hold(tensor, d, "positions are mixed")
     call.put(call.out, axes)
 
 
