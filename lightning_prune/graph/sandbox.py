@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lightning_prune.graph.generators import global_generators, own_generators
+from lightning_prune.graph.held import Held
 from lightning_prune.graph.memos import CONTAINERS, differ, find_memos, refill
 from lightning_prune.graph.shortcuts import make_fake
 
@@ -230,10 +231,8 @@ class Sandbox:
                     module.__dict__["device_ids"] = []  # no copies on other devices
                 module.__dict__["training"] = train
                 for store in ("_parameters", "_buffers"):
-                    own = module.__dict__[store]
-                    module.__dict__[store] = {
-                        k: tensors.get(id(t), t) if t is not None else None for k, t in own.items()
-                    }
+                    held = Held(module.__dict__[store], tensors)
+                    module.__dict__[store] = held if self.fake else held.stand_ins()  # real ones may not be changed
                 if "_flat_weights" in module.__dict__:  # an RNN reads its parameters from this list
                     listed = module.__dict__["_flat_weights"]
                     module.__dict__["_flat_weights"] = [t if t is None else tensors.get(id(t), t) for t in listed]

@@ -22,7 +22,7 @@ from lightning_prune.graph.call import (
     set_axes,
     tensors_in,
 )
-from lightning_prune.graph.labels import ANY, Axis, LabelSpace
+from lightning_prune.graph.labels import ANY, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, mark_written, written_dims
 from lightning_prune.graph.rules import RuleEntry, check_rules
 from lightning_prune.graph.rules.indexing import unknown
@@ -108,11 +108,13 @@ class Recorder(Walk):
         self.memory = Memory()
         self.events: list[Event] = []
         self.read: set[Any] = set()
-        self.leaked: set[str] = set()
+        self.leaked: dict[str, str] = {}
+        self.parameters: frozenset[str] = frozenset()
         self.unknown: dict[str, int] = {}
 
     def carry(self, source: Tensor, out: Tensor) -> None:
         """Copies have the axes of their source."""
+        self._notice(source)
         set_axes(out, axes_of(source))
         self.memory.watch(out, axes_of(out))
         mark_written(out, written_dims(source))
@@ -127,9 +129,9 @@ class Recorder(Walk):
         call = Call(name, args, out, self.space, self.module_names, self.memory)
         call.before = before
         tensors = call.inputs
-        for tensor in tensors:
-            if id(tensor) in self.outside:
-                self.leaked.add(self.outside[id(tensor)])
+        self._notice(*tensors)
+        if name.endswith("_") and inputs and inputs[0] in self.parameters:
+            self.leaked.setdefault(inputs[0], "written to by forward")
         self.read.update(i for i in inputs if isinstance(i, str))
         in_axes = tuple(tuple(call.axes_before(t) if before and k == 0 else axes_of(t)) for k, t in enumerate(tensors))
         if entry is UNKNOWN:
@@ -159,6 +161,12 @@ class Recorder(Walk):
             )
         )
         return out
+
+    def _notice(self, *tensors: Tensor) -> None:
+        """Note which of the tensors a model holds were not read as attributes of their modules."""
+        for tensor in tensors:
+            if id(tensor) in self.outside:
+                self.leaked.setdefault(self.outside[id(tensor)], "reached around the module that owns it")
 
     def _apply(self, entry: RuleEntry, call: Call) -> None:
         """Apply a rule; one of ours that fails freezes what the op touches: the model is not to blame."""
@@ -308,6 +316,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     module_names = {id(m): n for n, m in model.named_modules()}
     outside = {id(t): n for n, t in named_tensors(model).items()}
     recorder = Recorder(trace.space, trace.rules, sandbox.fake_mode, module_names, outside)
+    recorder.parameters = frozenset(name for name, _ in model.named_parameters())
     try:
         output = sandbox.run(stand_ins, lambda: model(*args, **kwargs), recorder, train=mode == "train")
     except ConfigError:
@@ -321,9 +330,8 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     for tensor in outputs:
         for axis in axes_of(tensor):
             trace.space.freeze(axis, "model output")
-    for name in recorder.leaked & trace.axes.keys():
-        for axis in trace.axes[name]:
-            trace.space.freeze(axis, "reached around the module that owns it")
+    around = [(a, why) for n, why in recorder.leaked.items() for a in trace.axes.get(n, ()) if is_labelled(a)]
+    trace.space.frozen[before[1] : before[1]] = around  # before all that follows from it: the first reason is told
     trace.events[mode] = recorder.events
     trace.out_shapes[mode] = [tuple(t.shape) for t in outputs]
     trace.read |= {name for name in recorder.read if isinstance(name, str)}
