@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
 
-from tests.rule_cases import A, aten, case, in_place, words
+from tests.rule_cases import A, aten, case, in_place, quiet, words
 
 product = partial(case, product=True)
 PLAIN, TRANSPOSED = ([1], [0], [1], False, [0], 1), ([1], [0], [1], True, [0], 1)
@@ -71,6 +72,13 @@ CONTRACTION = {
         (2, 4, 7, 6),
         (2, 4, 7, 6),
         frozen="0.2 1.2 2.2",
+    ),
+    "flex_attention": product(
+        quiet(lambda q, k, v: flex_attention(q, k, v, scale=0.3)),
+        (2, 4, 5, 16),
+        (2, 4, 5, 16),
+        (2, 4, 5, 16),
+        frozen="0.0 0.1 0.2 1.0 1.1 1.2 2.0 2.1 2.2",
     ),
     "conv1d": product(F.conv1d, (2, 6, 7), (5, 6, 3), (5,), frozen="0.2 1.2"),
     "conv2d": product(F.conv2d, (2, 6, 7, 7), (5, 6, 3, 3), frozen="0.2 0.3 1.2 1.3"),

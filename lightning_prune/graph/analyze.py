@@ -79,8 +79,8 @@ def analyze(
     known, closure, units = refine(trace, frozenset(parameters), ignored, tie_kinds)
     if known.refused:
         _note_restless(trace)
-    if strict and (trace.unknown or known.refused):
-        what = [*(f"no rule for {op}" for op in trace.unknown), *known.refused]
+    if strict and (trace.failure or trace.unknown or known.refused):
+        what = [*filter(None, [trace.failure]), *(f"no rule for {op}" for op in trace.unknown), *known.refused]
         raise TraceError(f"strict=True and these would freeze channels: {'; '.join(what)}. Pass rules= or ignore=.")
     priced = {name: shape for name, shape in parameters.items() if name in trace.axes}
     constant = sum(int(np.prod(shape)) for name, shape in parameters.items() if name not in priced)

@@ -323,7 +323,7 @@ def _run(
 ) -> list[Mismatch]:
     model = trace.sandbox.model
     trace.sandbox.fake = mode not in trace.real
-    with torch.inference_mode():
+    with trace.sandbox.without_gradients():
         stand_ins = _pruned_tensors(trace, alive)
         doubled = mode == "train" and trace.train_inputs is not None
         args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))

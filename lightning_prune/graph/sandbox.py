@@ -6,7 +6,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -86,12 +86,14 @@ class Sandbox:
     Args:
         model: The model; its state is the same before and after every run.
         fake: Whether tensors are fake. Models that read values need real ones.
+        inference: Whether to run in inference mode, where composite ops stay whole. Models that derive need the other.
         caches: `(module name, attribute) -> what it was before` of attributes that runs changed: lazy caches.
         states: Names of results that only go back into the model (see `outputs`).
     """
 
     model: nn.Module
     fake: bool = True
+    inference: bool = True
     caches: dict[tuple[str, str], Any] = field(default_factory=dict)
     states: dict[str, None] = field(default_factory=dict)
 
@@ -105,7 +107,7 @@ class Sandbox:
     @classmethod
     def like(cls, other: Sandbox, model: nn.Module) -> Sandbox:
         """Return a sandbox for another model whose tensors stand for those of the same name, on their devices."""
-        sandbox = cls(model, other.fake)
+        sandbox = cls(model, other.fake, other.inference)
         sandbox._found = other._found
         return sandbox
 
@@ -113,6 +115,10 @@ class Sandbox:
     def fake_mode(self) -> FakeTensorMode | None:
         """The mode of the fake tensors, None on real ones."""
         return self.mode if self.fake else None
+
+    def without_gradients(self) -> AbstractContextManager[None]:
+        """Return the context in which stand-ins are made and the model runs."""
+        return torch.inference_mode() if self.inference else torch.no_grad()
 
     def outputs(self, output: Any) -> list[Tensor]:
         """Return the tensors of an output whose sizes somebody may rely on.
@@ -220,7 +226,7 @@ class Sandbox:
             What `call` returned.
         """
         restored = self._restored(frozenset(attributes or ()))
-        with torch.inference_mode(), _quiet(), self.memos.left_out(), restored:
+        with self.without_gradients(), _quiet(), self.memos.left_out(), restored:
             reset_caches(self.model, self.caches)  # the model may have run meanwhile
             observer.stand_ins = tensors
             for module in self.model.modules():

@@ -132,6 +132,8 @@ class Recorder(Walk):
         self._notice(*tensors)
         if name.endswith("_") and inputs and inputs[0] in self.parameters:
             self.leaked.setdefault(inputs[0], "written to by forward")
+        if any(t.is_nested for t in call.outputs):
+            raise TraceError("nested tensors have no sizes that could be followed")
         self.read.update(i for i in inputs if isinstance(i, str))
         in_axes = tuple(tuple(call.axes_before(t) if before and k == 0 else axes_of(t)) for k, t in enumerate(tensors))
         if entry is UNKNOWN:
@@ -201,6 +203,7 @@ class DenseTrace:
         rules: Rules of the user.
         train_inputs: The example input of the train mode where it had to be doubled.
         real: Modes that had to run on real tensors, because the model reads values.
+        failure: Why there is no trace, though the model runs.
     """
 
     sandbox: Sandbox
@@ -216,6 +219,7 @@ class DenseTrace:
     notes: list[str] = field(default_factory=list)
     train_inputs: tuple[Any, Any] | None = None
     real: set[str] = field(default_factory=set)
+    failure: str = ""
 
 
 def trace_model(
@@ -233,34 +237,75 @@ def trace_model(
         rules: Rules for further ops by schema name, for example `{"my::op": fn}` (see `check_rules`).
 
     Returns:
-        The trace. If the model reads values (`.item()`), real tensors were used.
+        The trace. If the model reads values (`.item()`), real tensors were used; if it runs, but not while it is
+        watched, everything is frozen and a note says so.
 
     Raises:
         TraceError: The model's own forward fails on the example input, or no output tensor was found.
         ConfigError: A rule of the user is none, or fails.
     """
     entries = check_rules(rules)
-    sandbox = Sandbox(model)
-    try:
-        trace = _trace(sandbox, args, dict(kwargs), entries)
-    except TraceError as fake_error:
+    errors = []
+    for fake, inference in ((True, True), (False, True), (False, False)):
         try:
-            trace = _trace(Sandbox(model, fake=False), args, dict(kwargs), entries)
-        except TraceError as real_error:
-            raise TraceError(
-                f"Got an example input that the model's forward fails on: {real_error}. Pass example_input= as forward "
-                "takes it: a tensor, a tuple or a mapping."
-            ) from fake_error
+            return _trace(Sandbox(model, fake, inference), args, dict(kwargs), entries)
+        except TraceError as error:
+            errors.append(error)
+    trace = DenseTrace(Sandbox(model, fake=False), args, dict(kwargs), entries)
+    try:
+        _run_unseen(trace)
+    except Exception as error:
+        raise TraceError(
+            f"Got an example input that the model's forward fails on: {errors[1]}. Pass example_input= as forward "
+            "takes it: a tensor, a tuple or a mapping."
+        ) from error
+    _give_up(trace, errors[1])
     return trace
+
+
+class _Blind:
+    """Watches nothing."""
+
+    stand_ins: Mapping[int, Tensor] = {}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def _run_unseen(trace: DenseTrace) -> None:
+    """Run the model on copies, in eval mode: whether it does at all."""
+    args, kwargs, stand_ins = _stand_ins(trace, (trace.args, trace.kwargs))
+    output = trace.sandbox.run(stand_ins, lambda: trace.sandbox.model(*args, **kwargs), _Blind(), train=False)
+    if not trace.sandbox.outputs(output):
+        raise TraceError("no output")
+
+
+def _give_up(trace: DenseTrace, error: TraceError) -> None:
+    """Freeze all of a model that runs, but not while it is watched."""
+    _label(trace)
+    for axes in trace.axes.values():
+        for axis in axes:
+            trace.space.freeze(axis, "the model cannot be traced")
+    trace.events["eval"], trace.out_shapes["eval"] = [], []
+    trace.read = set(trace.axes)
+    trace.failure = f"cannot be traced: {error}"
+    trace.notes.append(f"the model cannot be traced, so that nothing is pruned and costs are not known: {error}")
+
+
+def _label(trace: DenseTrace) -> None:
+    for name, tensor in named_tensors(trace.sandbox.model).items():
+        if is_floating(tensor):
+            trace.axes[name] = tuple(trace.space.fresh(n) if n > 1 else ANY for n in tensor.shape)
 
 
 def _trace(
     sandbox: Sandbox, args: tuple[Any, ...], kwargs: dict[str, Any], rules: Mapping[str, RuleEntry]
 ) -> DenseTrace:
     trace = DenseTrace(sandbox, args, kwargs, rules)
-    for name, tensor in named_tensors(sandbox.model).items():
-        if is_floating(tensor):
-            trace.axes[name] = tuple(trace.space.fresh(n) if n > 1 else ANY for n in tensor.shape)
+    _label(trace)
     if not sandbox.fake:
         trace.real = {"eval", "train"}
     _record(trace, "eval")
@@ -292,7 +337,7 @@ def _doubled(tree: Any) -> Any:
 def _stand_ins(trace: DenseTrace, given: tuple[Any, Any]) -> tuple[Any, Any, dict[int, Tensor]]:
     """Return stand-ins for the example input and for every parameter and buffer, labelled."""
     stand_ins = {}
-    with torch.inference_mode():
+    with trace.sandbox.without_gradients():
         args, kwargs = trace.sandbox.inputs(given)
         for name, tensor in named_tensors(trace.sandbox.model).items():
             stand_in = stand_ins[id(tensor)] = trace.sandbox.make_like(tensor)

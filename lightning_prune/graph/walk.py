@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -25,6 +26,8 @@ _TRANSPARENT = frozenset(f"aten::{n}" for n in ("contiguous", "clone", "alias", 
 _RESHAPES_SELF = frozenset(f"aten::{n}" for n in ("squeeze_", "unsqueeze_", "transpose_", "t_"))
 _IDENTITY = "_lightning_prune_identity"
 _LARGEST_CONSTANT = 1_000_000  # elements; larger ones are told apart by shape alone
+# arguments of ops that are given functions, by name
+_NAMED = {"flex_attention": ("query", "key", "value", "score_mod", "block_mask", "scale")}
 _POINTWISE = RuleEntry(pointwise)
 UNKNOWN = RuleEntry(unknown)
 
@@ -37,6 +40,8 @@ class Walk(TorchDispatchMode):
         mode: The mode of fake tensors, None when the run is on real ones.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, rules: Mapping[str, RuleEntry], mode: FakeTensorMode | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.rules = rules
@@ -46,6 +51,8 @@ class Walk(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         name = func._schema.name
         if name.startswith(("prim::", "profiler::")):
             return func(*args, **kwargs)
@@ -73,11 +80,33 @@ class Walk(TorchDispatchMode):
                 setattr(out, _IDENTITY, identity(self.stand_ins.get(id(args[0]), args[0])))
                 self.carry(args[0], out)
             return out
-        out = self.visit(name, entry, named, inputs, out, before)
+        return self._seen(name, entry, named, inputs, out, before)
+
+    def _seen(
+        self,
+        name: str,
+        entry: RuleEntry,
+        args: Mapping[str, Any],
+        inputs: tuple[Any, ...],
+        out: Any,
+        before: Any = None,
+    ) -> Any:
+        """Look at one op and name its results."""
+        out = self.visit(name, entry, args, inputs, out, before)
         for k, tensor in enumerate(tensors_in(out)):
             setattr(tensor, _IDENTITY, (self.count, k))
         self.count += 1
         return out
+
+    def _higher_order(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """See an op that is given functions as one op: what these do inside is not seen."""
+        name = f"higher_order::{func.name()}"
+        given = dict(zip(_NAMED.get(func.name(), ()), args, strict=False))
+        named: dict[str, Any] = {k: v for k, v in given.items() if isinstance(v, (Tensor, int, float))}
+        named["others"] = [t for t in tensors_in([args, kwargs]) if not any(t is v for v in named.values())]
+        inputs = tuple(identity(self.stand_ins.get(id(t), t)) for t in tensors_in(named))
+        out = func(*args, **kwargs)
+        return self._seen(name, self.rules.get(name) or RULES.get(name) or UNKNOWN, named, inputs, out)
 
     def _entry(self, func: Any, name: str) -> RuleEntry | None:
         entry = self.rules.get(name) or RULES.get(name)
@@ -117,7 +146,8 @@ def identity(tensor: Tensor) -> Any:
     known = getattr(tensor, _IDENTITY, None)
     if known is not None:
         return known
-    unreadable = isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.layout != torch.strided
+    unreadable = isinstance(tensor, FakeTensor) or tensor.is_meta or tensor.is_quantized or tensor.is_nested
+    unreadable = unreadable or tensor.layout != torch.strided
     if unreadable or tensor.numel() > _LARGEST_CONSTANT:
         return "constant", None
     with _disable_current_modes():

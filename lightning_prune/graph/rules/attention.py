@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_prune.graph.call import Call
 from lightning_prune.graph.labels import FIXED, Axis, is_labelled
 from lightning_prune.graph.rules.contraction import broadcast, contract, mark_attention
+from lightning_prune.graph.rules.indexing import freeze_all
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.table import rule
 
@@ -57,3 +58,23 @@ def _shared(call: Call, queries: Sized, batch: Sized) -> Sized:
     call.freeze(each, "query heads of one key-value head")
     call.bind(owner, own)
     return [*batch[:-1], queries[-1]]
+
+
+@rule("higher_order::flex_attention")
+def flex_attention(call: Call) -> None:
+    """Attention whose scores a function of batch, head and positions changes: these stay, and head_dim may go."""
+    q, k, v = call["query"], call["key"], call["value"]
+    for tensor in (q, k, v):
+        for d in range(3):
+            call.hold(tensor, d, "scores are a function of their place")
+    for tensor in call["others"]:
+        freeze_all(call, tensor, "read by a function of scores")
+    head_dim, outer = contract(call, q, -1, k, -1), call.axes(v)[-1]
+    mark_attention(call, [], [head_dim, outer])
+    places = [*call.sized(q, 0, 1, 2), call.sized(k, 2)[0]]
+    call.count(*places, (q.shape[-1], head_dim))
+    call.count(*places, (v.shape[-1], outer))
+    first, *sums = call.outputs
+    call.put(first, [FIXED, FIXED, FIXED, outer])
+    for out in sums:
+        call.put(out, [FIXED] * out.dim())

@@ -65,12 +65,16 @@ RULES: dict[str, RuleEntry] = {}
 def rule(
     names: str, sizes: Sequence[str] = (), index: bool = False, stays: Stays | None = None
 ) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen ops, named without overload and separated by spaces; every overload shares it."""
+    """Register a rule for ATen ops, named without overload and separated by spaces; every overload shares it.
+
+    An op of another namespace is named with it.
+    """
 
     def register(apply: Rule) -> Rule:
-        for name in names.split():
-            assert f"aten::{name}" not in RULES, f"two rules for {name}"
-            RULES[f"aten::{name}"] = RuleEntry(apply, frozenset(sizes), index, stays)
+        for word in names.split():
+            name = word if "::" in word else f"aten::{word}"
+            assert name not in RULES, f"two rules for {name}"
+            RULES[name] = RuleEntry(apply, frozenset(sizes), index, stays)
         return apply
 
     return register
