@@ -197,24 +197,23 @@ def _batch_of(loader: Any) -> Any:
     return loader.collate_fn([dataset[index % len(dataset)] for index in range(EXAMPLES)])
 
 
-class _Caught(Exception):  # noqa: N818  # ends a forward early; no error
+class _Caught(Exception):  # noqa: N818  # ends a forward early, and carries what was caught; no error
     pass
 
 
 def _caught_input(pl_module: LightningModule, root: nn.Module, example: Any) -> Any:
     """Return what `root` receives while the whole module runs on an example; nothing of the run remains."""
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    caught: tuple[Any, ...] = ()
 
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, kwargs))
-        raise _Caught
+        raise _Caught(args, kwargs)  # the sandbox empties any list that a hook fills
 
     args, kwargs = _split(example)
     handle = root.register_forward_pre_hook(catch, with_kwargs=True)
     try:
         Sandbox(pl_module, fake=False).run({}, lambda: pl_module(*args, **kwargs), nullcontext(), train=False)
-    except _Caught:
-        pass
+    except _Caught as found:
+        caught = found.args
     except Exception as error:
         raise TraceError(f"Got {type(error).__name__} while forward ran on the example input: {error}") from error
     finally:
@@ -224,7 +223,7 @@ def _caught_input(pl_module: LightningModule, root: nn.Module, example: Any) -> 
             f"Got a submodule of type {type(root).__name__} that {type(pl_module).__name__}.forward does not call. "
             "Give its own input: PruningCallback(submodule=..., example_input=...)."
         )
-    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, caught[0])
+    args, kwargs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, caught)
     if not kwargs:
         return args
     if args:  # a mapping can hold both once the positional ones have names
