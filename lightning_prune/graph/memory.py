@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 
-__all__ = ["Memory", "may_be_part", "written_dims"]
+__all__ = ["Memory", "may_be_part", "storage_of", "written_dims"]
 
 _WRITTEN = "_lightning_prune_written"
 
@@ -55,7 +55,7 @@ class Memory:
     def watch(self, tensor: Tensor, axes: Sequence[Axis]) -> None:
         """Remember a tensor if a write elsewhere could change what is known of its axes."""
         if is_constant(tensor, axes) and tensor.layout == torch.strided:
-            sharing = self._sharing.setdefault(_storage(tensor), [])
+            sharing = self._sharing.setdefault(storage_of(tensor), [])
             if not any(known() is tensor for known in sharing):
                 sharing.append(ref(tensor))
 
@@ -63,12 +63,13 @@ class Memory:
         """Return the other living tensors with an `ANY` axis over the same memory."""
         if tensor.layout != torch.strided:
             return []
-        sharing = [known() for known in self._sharing.get(_storage(tensor), ())]
+        sharing = [known() for known in self._sharing.get(storage_of(tensor), ())]
         return [t for t in sharing if t is not None and t is not tensor]
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def storage_of(tensor: Tensor) -> int:
+    """Return a number that tensors over the same memory share; 0 where memory is not that of a plain tensor."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else 0
 
 
 def follow(

@@ -23,7 +23,7 @@ from lightning_prune.graph.call import (
     tensors_in,
 )
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace, is_labelled
-from lightning_prune.graph.memory import Memory, mark_written, written_dims
+from lightning_prune.graph.memory import Memory, mark_written, storage_of, written_dims
 from lightning_prune.graph.rules import RuleEntry, check_rules
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.sandbox import Sandbox, named_tensors
@@ -109,7 +109,7 @@ class Recorder(Walk):
         self.events: list[Event] = []
         self.read: set[Any] = set()
         self.leaked: dict[str, str] = {}
-        self.parameters: frozenset[str] = frozenset()
+        self.parameters: Mapping[str, int] = {}  # name -> the memory it lies in
         self.unknown: dict[str, int] = {}
 
     def carry(self, source: Tensor, out: Tensor) -> None:
@@ -130,7 +130,8 @@ class Recorder(Walk):
         call.before = before
         tensors = call.inputs
         self._notice(*tensors)
-        if name.endswith("_") and inputs and inputs[0] in self.parameters:
+        own = self.parameters.get(inputs[0]) if name.endswith("_") and inputs else None
+        if own and own == storage_of(tensors[0]):  # a copy goes by the same name
             self.leaked.setdefault(inputs[0], "written to by forward")
         if any(t.is_nested for t in call.outputs):
             raise TraceError("nested tensors have no sizes that could be followed")
@@ -361,7 +362,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     module_names = {id(m): n for n, m in model.named_modules()}
     outside = {id(t): n for n, t in named_tensors(model).items()}
     recorder = Recorder(trace.space, trace.rules, sandbox.fake_mode, module_names, outside)
-    recorder.parameters = frozenset(name for name, _ in model.named_parameters())
+    recorder.parameters = {name: storage_of(stand_ins[id(p)]) for name, p in model.named_parameters()}
     try:
         output = sandbox.run(stand_ins, lambda: model(*args, **kwargs), recorder, train=mode == "train")
     except ConfigError:
