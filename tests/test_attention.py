@@ -101,6 +101,30 @@ def test_heads_head_dim_and_embedding_go(build: Any, shapes: Any, heads: int) ->
     assert mutator.cost().params == sum(p.numel() for p in small.parameters())
 
 
+@pytest.mark.parametrize("cut", ["attn_*heads", "attn_*head_dim", "enter_*"], ids=["heads", "head_dim", "embedding"])
+def test_a_structure_gives_the_class_that_the_sizes_ask_for(cut: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.attn = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.leave = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.enter(x)
+            return self.leave(x + self.attn(x, x, x, need_weights=False)[0])
+
+    model, x = Net().double().eval(), torch.randn(2, 6, 5).double()
+    mutator = ChannelMutator(example_input=x)
+    mutator.prepare_from_supernet(model)
+    mutator.set_choices({cut: 0.5})
+    small, again = export_pruned(model), Net().double().eval()
+    reshape_(again, structure_of(small), set(again.state_dict()))
+    again.load_state_dict(small.state_dict())
+    assert type(again.attn) is type(small.attn) is SlimMultiheadAttention
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+
+
 def test_the_structure_travels_without_a_trace() -> None:
     model = encoder().eval()
     inputs = torch.randn(2, 9, 7, dtype=torch.float64)

@@ -274,7 +274,7 @@ def reshape_(model: nn.Module, structure: Structure, loaded: Collection[str] = (
     for module, attr, value in integers:
         _write(module, attr, value)
     for name, attrs in (*now["integers"].items(), *structure["integers"].items()):
-        if "head_dim" in attrs or "num_heads" in attrs:
+        if attrs.keys() & {"embed_dim", "head_dim", "num_heads"}:
             attention = model.get_submodule(name)
             full = attrs.get("head_dim", {}).get("full", attention.__dict__.get("head_dim"))
             settle_(attention, full)
