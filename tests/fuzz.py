@@ -209,7 +209,7 @@ def candidates(builder: Builder, start: int) -> dict[str, list[tuple[tuple[int, 
     found["Again"] = [
         (read, {"node": k})
         for k, (known, block) in enumerate(zip(builder.nodes, builder.blocks, strict=True))
-        if known.block != "Again" and any(True for _ in block.parameters())
+        if known.block not in ("Again", "Lookup") and any(True for _ in block.parameters())
         for read in itertools.permutations(usable, len(known.inputs))
         if [shapes[i] for i in read] == [shapes[i] for i in known.inputs] and read != known.inputs
     ]

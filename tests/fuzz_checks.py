@@ -118,8 +118,8 @@ def assert_structure_holds(
         assert_close(found, outputs(small, inputs, train=train), "dynamic and exported")
         if exact:
             with without_dropout(twin):
-                found = outputs(twin, inputs, train=train)
-                assert_close(found, zeroed_outputs(twin, inputs, train=train), "removed and zeroed")
+                zeroed = zeroed_outputs(twin, inputs, train=train)
+                assert_close(outputs(twin, inputs, train=train), zeroed, "removed and zeroed")
 
 
 def assert_costs(mutator: ChannelMutator, small: nn.Module, inputs: Sequence[Tensor]) -> None:

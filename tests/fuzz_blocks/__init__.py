@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz_blocks import attention, channels, layers, parts, space
+from tests.fuzz_blocks import attention, channels, layers, parts, space, state
 from tests.fuzz_blocks.block import BLOCKS, IMAGE, TOKENS, VECTOR, VOCABULARY, Block, Pick, Shape, width_of
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "layers",
     "parts",
     "space",
+    "state",
     "width_of",
 ]
