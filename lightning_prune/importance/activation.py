@@ -99,10 +99,8 @@ def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return values
 
 
-class ActivationObserver(MeansObserver):
-    """Means of a function of the activations, per unit and layer that reads it."""
-
-    options = ("reduction",)
+class ReadersObserver(MeansObserver):
+    """What the criteria share that look at what the readers of a unit are given."""
 
     def __init__(
         self, importance: Importance, units: Iterable[MutableChannelUnit], function: Callable[..., Tensor]
@@ -113,6 +111,12 @@ class ActivationObserver(MeansObserver):
         for row, reader in self._readers.items():
             self._by_module.setdefault(reader.module, []).append(row)
         super().__init__(importance, units, function)
+
+
+class ActivationObserver(ReadersObserver):
+    """Means of a function of the activations, per unit and layer that reads it."""
+
+    options = ("reduction",)
 
     def _rows(self) -> list[Row]:
         return list(self._readers)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.errors import PlanError
-from lightning_prune.importance.activation import checked_readers, input_of
+from lightning_prune.importance.activation import ReadersObserver, input_of
 from lightning_prune.importance.axes import Reader
 from lightning_prune.importance.layers import exact_dtype
-from lightning_prune.importance.observer import LossScale, MeansObserver, Row, listed
+from lightning_prune.importance.observer import LossScale, Row, listed
 
 if TYPE_CHECKING:
     from lightning_prune.importance.scorer import Importance
@@ -43,7 +43,7 @@ def fisher(gates: Tensor) -> Tensor:
     return gates.square()
 
 
-class FisherObserver(MeansObserver):
+class FisherObserver(ReadersObserver):
     """Means of the squared gradients of the gates, per unit.
 
     An input goes into its reader through an alias, on which a hook finds the gradient through that reader alone: the
@@ -55,11 +55,6 @@ class FisherObserver(MeansObserver):
     def __init__(
         self, importance: Importance, units: Iterable[MutableChannelUnit], function: Callable[..., Tensor]
     ) -> None:
-        units = list(units)
-        self._readers = checked_readers(importance, units)
-        self._by_module: dict[nn.Module, list[Row]] = {}
-        for row, reader in self._readers.items():
-            self._by_module.setdefault(reader.module, []).append(row)
         self._gates: dict[str, list[Tensor]] = {}  # of the backward at work: unit -> [examples, C] of each reader
         super().__init__(importance, units, function)
 
