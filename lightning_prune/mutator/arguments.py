@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.errors import ConfigError, PlanError, did_you_mean
 from lightning_prune.mutator.config import load_plain
+from lightning_prune.plan import KeepPlan
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
 
-__all__ = ["check_model", "check_unit_arguments", "parse_channel_unit", "split_input"]
+__all__ = ["check_model", "check_plan", "check_unit_arguments", "parse_channel_unit", "split_input", "units_matching"]
 
 UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
     t.__name__: t for t in (MutableChannelUnit, L1MutableChannelUnit, SequentialMutableChannelUnit)
@@ -84,3 +86,33 @@ def split_input(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     return (tuple(example_input), {}) if isinstance(example_input, (tuple, list)) else ((example_input,), {})
+
+
+def check_plan(plan: KeepPlan, sizes: Mapping[str, int]) -> None:
+    """Check that a plan speaks of the units and channels that there are.
+
+    Args:
+        plan: The plan.
+        sizes: Unit name -> channels.
+
+    Raises:
+        PlanError: It names an unknown unit or channel.
+    """
+    for name, indices in plan.kept.items():
+        if name not in sizes:
+            raise PlanError(f"Got a plan for unit {name!r}. {did_you_mean(name, sizes)}")
+        if indices[-1] >= sizes[name]:
+            raise PlanError(f"Got channel {indices[-1]} to keep for unit {name!r} of {sizes[name]} channels.")
+
+
+def units_matching(units: Sequence[MutableChannelUnit], pattern: str) -> list[MutableChannelUnit]:
+    """Return the unit of that name, else those whose name matches the glob.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    exact = [unit for unit in units if unit.name == pattern]
+    found = exact or [unit for unit in units if fnmatchcase(unit.name, pattern)]
+    if not found:
+        raise ConfigError(f"Got unit {pattern!r}, which matches none. {did_you_mean(pattern, [u.name for u in units])}")
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,15 @@ from lightning_prune.mutables import MutableChannelContainer
 from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
 from lightning_prune.units import MutableChannelUnit
 
-__all__ = ["check_fingerprint", "fingerprint", "load_plain", "spans_of", "wire_from_config_"]
+__all__ = [
+    "check_fingerprint",
+    "entries_of",
+    "fingerprint",
+    "has_channels",
+    "load_plain",
+    "spans_of",
+    "wire_from_config_",
+]
 
 
 def load_plain(config: Any) -> dict[str, Any]:
@@ -38,6 +46,14 @@ def load_plain(config: Any) -> dict[str, Any]:
     if not isinstance(config, Mapping):
         raise ConfigError(f"Got a structure of type {type(config).__name__}; expected a mapping of units.")
     return {str(key): value for key, value in config.items()}
+
+
+def has_channels(config: Mapping[str, Any] | None) -> bool:
+    """Return whether a structure carries its wiring, so that it needs no trace."""
+    if config is None or "integers" not in config:
+        return False
+    entries = config["channel_unit"].get("units") or {}
+    return all(isinstance(entry, Mapping) and entry.get("channels") for entry in entries.values())
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
@@ -173,3 +189,21 @@ def _container(op: nn.Module, attribute: str) -> MutableChannelContainer:
 def _register(container: MutableChannelContainer, item: Mapping[str, Any], unit: MutableChannelUnit) -> None:
     index = item.get("index")
     container.register_mutable(unit.mutable, item["start"], item["end"], None if index is None else torch.tensor(index))
+
+
+def entries_of(
+    units: Sequence[MutableChannelUnit], wires: Mapping[str, Any] | None, with_init_args: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the entry of every unit in a structure file.
+
+    Args:
+        units: The units to write.
+        wires: What `spans_of` returned, to add the wiring; None leaves it out.
+        with_init_args: Add the constructor arguments; the wiring always comes with them.
+    """
+    entries = {}
+    for unit in units:
+        entry = entries[unit.name] = unit.config_template(with_init_args or wires is not None)
+        if wires is not None:
+            entry.update(axis=unit.axis, kind=unit.kind, channels=wires["members"][unit.name])
+    return entries

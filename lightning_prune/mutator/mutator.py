@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,15 @@ from lightning_prune.graph.sandbox import reset_caches
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.mutator import config as written
 from lightning_prune.mutator import wiring
-from lightning_prune.mutator.arguments import check_model, check_unit_arguments, parse_channel_unit, split_input
-from lightning_prune.mutator.describe import describe_structure
+from lightning_prune.mutator.arguments import (
+    check_model,
+    check_plan,
+    check_unit_arguments,
+    parse_channel_unit,
+    split_input,
+    units_matching,
+)
+from lightning_prune.mutator.describe import describe_structure, limits_of
 from lightning_prune.mutator.rebuild import Prepared, rebuild_parts, remember_
 from lightning_prune.ops import DynamicOp, dynamic_ops, see_through, static_view, to_static_
 from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits
@@ -125,8 +130,8 @@ class ChannelMutator:
         was_plain = not dynamic_ops(model)
         try:
             if any(c.spans for op in dynamic_ops(model).values() for c in op.mutable_attrs.values()):
-                self._prepare_from_dynamic(model)
-            elif self._has_channels():
+                self.units = wiring.adopt_units(model, lambda size: self.unit_type(size, **self.default_args))
+            elif written.has_channels(self._config):
                 self._prepare_from_config(model)
             else:
                 self._prepare_from_trace(model)
@@ -183,22 +188,6 @@ class ChannelMutator:
         roles = written.wire_from_config_(model, self._config, by_name, self.ops)
         wiring.members(model, by_name, lambda *key: roles.get(key, (False, False)))
         self.units = list(by_name.values())
-
-    def _has_channels(self) -> bool:
-        if self._config is None or "integers" not in self._config:
-            return False
-        entries = self._config["channel_unit"].get("units") or {}
-        return all(isinstance(e, Mapping) and e.get("channels") for e in entries.values())
-
-    def _prepare_from_dynamic(self, model: nn.Module) -> None:
-        """Take the units that the model's dynamic ops already share; they were certified when they were made."""
-        self.units = wiring.find_units(model, lambda size: self.unit_type(size, **self.default_args))
-        by_name = {unit.mutable.name or f"unit {k}": unit for k, unit in enumerate(self.units)}
-        ops = dynamic_ops(model)
-        wiring.members(model, by_name, lambda layer, attr, name: wiring.sides_of(ops[layer], attr))
-        for name, unit in by_name.items():
-            if unit.mutable.name:
-                unit.name = name
 
     def _make_unit(self, num_channels: int, name: str) -> MutableChannelUnit:
         entry = self._entries.get(name)
@@ -295,22 +284,13 @@ class ChannelMutator:
         """
         counts: dict[str, int] = {}
         for pattern, choice in written.load_plain(choices).items():
-            for unit in self._matching(pattern):
+            for unit in units_matching(self.units, pattern):
                 counts[unit.name] = unit.choice_to_count(choice, by_value=by_value)
         with self._all_or_nothing():
             for unit in self.units:
                 if unit.name in counts and counts[unit.name] != unit.activated_channels:
                     unit.keep_count(counts[unit.name])
-            self._certify_current()
-
-    def _matching(self, pattern: str) -> list[MutableChannelUnit]:
-        exact = [u for u in self.units if u.name == pattern]
-        found = exact or [u for u in self.units if fnmatchcase(u.name, pattern)]
-        if not found:
-            raise ConfigError(
-                f"Got unit {pattern!r}, which matches none. {did_you_mean(pattern, [u.name for u in self.units])}"
-            )
-        return found
+            self.certify(self.current_plan())
 
     @contextmanager
     def _all_or_nothing(self) -> Any:
@@ -343,12 +323,7 @@ class ChannelMutator:
             PlanError: The plan names an unknown unit or channel.
             TraceError: The pruned program would not be the dense one on the kept channels.
         """
-        sizes = {u.name: u.num_channels for u in self.units}
-        for name, indices in plan.kept.items():
-            if name not in sizes:
-                raise PlanError(f"Got a plan for unit {name!r}. {did_you_mean(name, sizes)}")
-            if indices[-1] >= sizes[name]:
-                raise PlanError(f"Got channel {indices[-1]} to keep for unit {name!r} of {sizes[name]} channels.")
+        check_plan(plan, {u.name: u.num_channels for u in self.units})
         if self._graph is None and self.example_input is None:
             return  # units of a written structure were certified when it was made
         graph = self.graph
@@ -356,9 +331,6 @@ class ChannelMutator:
             raise TraceError("This mutator was loaded without its trace; prepare the model again to certify.")
         with static_view(self.model), see_through(self.model):
             certify_kept(graph, self._trace, plan.kept)
-
-    def _certify_current(self) -> None:
-        self.certify(self.current_plan())
 
     def apply(self, plan: KeepPlan) -> None:
         """Certify a plan, then set the masks; units it does not name keep their channels.
@@ -387,7 +359,7 @@ class ChannelMutator:
         """Return the kept count of every unit in the order of `graph.cost.names`."""
         kept = {u.name: u.activated_channels for u in self.units}
         for pattern, choice in (choices or {}).items():
-            kept.update({u.name: u.choice_to_count(choice) for u in self._matching(pattern)})
+            kept.update({u.name: u.choice_to_count(choice) for u in units_matching(self.units, pattern)})
         return np.array([kept[name] for name in self.graph.cost.names], np.int64)
 
     def cost(self, choices: Mapping[str, float | int] | None = None) -> Cost:
@@ -405,17 +377,7 @@ class ChannelMutator:
             divisor: Kept counts are multiples of it, on channel axes of at least twice as many channels.
             min_ratio: Floor of what remains, beside each unit's own.
         """
-        found = []
-        for unit in self.units:
-            if not unit.is_mutable:
-                count = unit.activated_channels
-                found.append(UnitLimits(unit.name, unit.num_channels, unit.kind, count, 1, count))
-                continue
-            applies = unit.axis == "channels" and unit.num_channels >= 2 * divisor
-            step = math.lcm(unit.divisor, divisor) if applies else unit.divisor
-            floor = max(unit.min_channels, math.ceil(min_ratio * unit.num_channels - 1e-9))
-            found.append(UnitLimits(unit.name, unit.num_channels, unit.kind, floor, step))
-        return found
+        return [limits_of(unit, divisor, min_ratio) for unit in self.units]
 
     def report(self) -> StructureReport:
         """Return every unit with its share of the cost, every frozen axis with the reason, and what else to know."""
@@ -435,21 +397,9 @@ class ChannelMutator:
         """
         units = self.mutable_units if only_mutable_units else self.units
         wires = written.spans_of(self.model, {u.name: u for u in self.units}) if with_channels else None
-        entries = {}
-        for unit in units:
-            entry = entries[unit.name] = unit.config_template(with_unit_init_args or with_channels)
-            if wires is not None:
-                entry.update(axis=unit.axis, kind=unit.kind, channels=wires["members"][unit.name])
-        name, arguments = self.unit_type.__name__, dict(self.default_args)
-        result = {
-            "type": type(self).__name__,
-            "channel_unit": {"type": name, "default_args": arguments, "units": entries},
-            "fingerprint": self._fingerprint(),
-        }
-        if wires is not None:
-            result["integers"] = wires["integers"]
-        return result
-
-    def _fingerprint(self) -> dict[str, str]:
+        kind = {"type": self.unit_type.__name__, "default_args": dict(self.default_args)}
+        entries = written.entries_of(units, wires, with_unit_init_args)
         with static_view(self.model):
-            return written.fingerprint(self.model)
+            fingerprint = written.fingerprint(self.model)
+        template = {"type": type(self).__name__, "channel_unit": {**kind, "units": entries}, "fingerprint": fingerprint}
+        return template if wires is None else {**template, "integers": wires["integers"]}

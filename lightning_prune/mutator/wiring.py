@@ -18,7 +18,7 @@ from lightning_prune.mutables import MutableChannelContainer
 from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
 from lightning_prune.units import Channel, MutableChannelUnit
 
-__all__ = ["convert_model_", "find_units", "members", "wire_"]
+__all__ = ["adopt_units", "convert_model_", "find_units", "members", "wire_"]
 
 OpTable = Mapping[type[nn.Module], type[DynamicOp]]
 Run = tuple[str, int, int, IntArray]  # unit, start, end, channel at each position
@@ -156,6 +156,23 @@ def find_units(model: nn.Module, make: Callable[[int], MutableChannelUnit]) -> l
                     unit = found[id(span.mutable)] = make(span.mutable.num_channels)
                     unit.mutable = span.mutable
     return list(found.values())
+
+
+def adopt_units(model: nn.Module, make: Callable[[int], MutableChannelUnit]) -> list[MutableChannelUnit]:
+    """Return the units that the dynamic ops of a model already share, members listed; certified when they were made.
+
+    Args:
+        model: A model that holds wired dynamic ops.
+        make: Channels -> a new unit.
+    """
+    units = find_units(model, make)
+    by_name = {unit.mutable.name or f"unit {k}": unit for k, unit in enumerate(units)}
+    ops = dynamic_ops(model)
+    members(model, by_name, lambda layer, attr, name: sides_of(ops[layer], attr))
+    for name, unit in by_name.items():
+        if unit.mutable.name:
+            unit.name = name
+    return units
 
 
 def attribute_of(op: DynamicOp, tensor: str, dim: int) -> str:
