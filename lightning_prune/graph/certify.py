@@ -10,7 +10,6 @@ run finds all places that disagree.
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -18,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -26,8 +24,8 @@ from lightning_prune.graph.call import Call, tensors_in
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_labelled
+from lightning_prune.graph.pruned import pruned_integers, pruned_tensors
 from lightning_prune.graph.rules import RuleEntry
-from lightning_prune.graph.sandbox import named_tensors
 from lightning_prune.graph.shortcuts import make_fake_of
 from lightning_prune.graph.trace import DenseTrace, Event
 from lightning_prune.graph.walk import Walk, name_tensor
@@ -324,13 +322,13 @@ def _run(
     model = trace.sandbox.model
     trace.sandbox.fake = mode not in trace.real
     with trace.sandbox.without_gradients():
-        stand_ins = _pruned_tensors(trace, alive)
+        stand_ins = pruned_tensors(trace, alive)
         doubled = mode == "train" and trace.train_inputs is not None
         args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))
         for k, tensor in enumerate(tensors_in((args, kwargs))):
             name_tensor(tensor, f"input {k}")
     watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.fake_mode, patient)
-    forward, attributes = partial(model, *args, **kwargs), rewritten(trace, alive, followers)
+    forward, attributes = partial(model, *args, **kwargs), pruned_integers(trace, alive, followers)
     try:
         for follower in followers:
             if not alive[follower.labels].any():
@@ -360,44 +358,3 @@ def _modules_of(frames: Iterable[FrameType]) -> list[nn.Module]:
         if isinstance(owner, nn.Module):
             modules.setdefault(id(owner), owner)
     return list(modules.values())
-
-
-def _pruned_tensors(trace: DenseTrace, alive: BoolArray) -> dict[int, Tensor]:
-    stand_ins = {}
-    for name, held in named_tensors(trace.sandbox.model).items():
-        tensor = trace.sandbox.as_found(name, held)
-        axes = trace.axes.get(name, (FIXED,) * tensor.dim())
-        shape = [
-            int(np.count_nonzero(alive[axis])) if is_labelled(axis) else size
-            for axis, size in zip(axes, tensor.shape, strict=True)
-        ]
-        if shape == list(tensor.shape):
-            stand_in = trace.sandbox.make_like(tensor)
-        else:
-            kept = [np.flatnonzero(alive[axis]) if is_labelled(axis) else None for axis in axes]
-            stand_in = trace.sandbox.make_sized(tensor, shape, lambda d, kept=kept: torch.from_numpy(kept[d]))  # type: ignore[misc]
-        name_tensor(stand_in, name)
-        stand_ins[id(held)] = stand_in
-    return stand_ins
-
-
-def rewritten(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> dict[tuple[str, str], Any]:
-    """Return `(module, attribute) -> value` for the integers that follow."""
-    modules = dict(trace.sandbox.model.named_modules())
-    values: dict[tuple[str, str], Any] = {}
-    for follower in followers:
-        key = (follower.module, follower.attribute)
-        size = int(np.count_nonzero(alive[follower.labels]))
-        old = values.get(key, modules[follower.module].__dict__[follower.attribute])
-        values[key] = size if follower.element is None else replace_element(old, follower.element, size)
-    return values
-
-
-def replace_element(holder: Any, element: int | str, value: int) -> Any:
-    """Return a copy of a tuple, list, dict or object with one of its ints replaced, of the same type."""
-    if isinstance(element, str):
-        changed = copy.copy(holder)
-        fields: Any = changed if isinstance(changed, Mapping) else vars(changed)
-        fields[element] = value
-        return changed
-    return type(holder)([value if k == element else v for k, v in enumerate(holder)])

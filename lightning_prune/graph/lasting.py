@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from lightning_prune.graph.channel_graph import unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import VIEWS, DenseTrace
 
-__all__ = ["find_lasting"]
+__all__ = ["find_lasting", "find_vanishing"]
 
 
 def find_lasting(trace: DenseTrace, closure: Closure) -> Iterator[tuple[IntArray, str]]:
@@ -76,3 +78,24 @@ def _unread(trace: DenseTrace, closure: Closure) -> IntArray:
             if is_labelled(axis):
                 held[closure.living_by(axis)[1]] = True
     return np.flatnonzero(held & ~read)
+
+
+def find_vanishing(closure: Closure, units: Partition, axes: Iterable[IntArray]) -> list[IntArray]:
+    """Return the first label of every axis that some choice would leave without channels.
+
+    An axis that holds all channels of a unit never vanishes, since a unit keeps at least one.
+
+    Args:
+        closure: The classes.
+        units: The units that they make.
+        axes: The axes that integers follow: a size of 0 is none.
+    """
+    full = np.array([unit.num_channels for unit in units.units], np.int64)
+    found: list[IntArray] = []
+    for labels in axes:
+        classes, first = np.unique(closure.classes[labels], return_index=True)
+        sets = unit_sets(closure, units.owner, labels[first])
+        whole = any(count == int(np.prod(full[list(members)])) for members, count in sets)
+        if not whole and not closure.frozen[classes].any():
+            found.append(labels[:1])
+    return found

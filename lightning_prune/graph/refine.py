@@ -18,7 +18,7 @@ from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Integers, known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
-from lightning_prune.graph.lasting import find_lasting
+from lightning_prune.graph.lasting import find_lasting, find_vanishing
 from lightning_prune.graph.mends import mend
 from lightning_prune.graph.partition import Layers, Partition, partition
 from lightning_prune.graph.rules.recurrent import recurrent_weights, tie_weights
@@ -77,7 +77,12 @@ class Refinement:
             closure = close(self.trace.space, self.pairs, self.frozen)
             lasting = list(find_lasting(self.trace, closure))
             if not lasting:
-                return closure, partition(self.trace, closure, self.parameters, self.layers)
+                units = partition(self.trace, closure, self.parameters, self.layers)
+                followed = (follower.labels for follower in self.integers.followers(closure, units))
+                reason = "the first of a part that may not vanish"
+                lasting = [(labels, reason) for labels in find_vanishing(closure, units, followed)]
+                if not lasting:
+                    return closure, units
             for labels, reason in lasting:
                 self.freeze(labels, reason)
 

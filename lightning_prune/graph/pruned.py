@@ -1,0 +1,62 @@
+"""What a structure leaves of a model: stand-ins for its tensors, and the integers that follow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_prune.graph.channel_graph import Follower
+from lightning_prune.graph.closure import BoolArray
+from lightning_prune.graph.labels import FIXED, is_labelled
+from lightning_prune.graph.sandbox import named_tensors
+from lightning_prune.graph.trace import DenseTrace
+from lightning_prune.graph.walk import name_tensor
+
+__all__ = ["pruned_integers", "pruned_tensors"]
+
+
+def pruned_tensors(trace: DenseTrace, alive: BoolArray) -> dict[int, Tensor]:
+    """Return `id(parameter or buffer) -> stand-in` of the sizes that are left."""
+    stand_ins = {}
+    for name, held in named_tensors(trace.sandbox.model).items():
+        tensor = trace.sandbox.as_found(name, held)
+        axes = trace.axes.get(name, (FIXED,) * tensor.dim())
+        shape = [
+            int(np.count_nonzero(alive[axis])) if is_labelled(axis) else size
+            for axis, size in zip(axes, tensor.shape, strict=True)
+        ]
+        if shape == list(tensor.shape):
+            stand_in = trace.sandbox.make_like(tensor)
+        else:
+            kept = [np.flatnonzero(alive[axis]) if is_labelled(axis) else None for axis in axes]
+            stand_in = trace.sandbox.make_sized(tensor, shape, lambda d, kept=kept: torch.from_numpy(kept[d]))  # type: ignore[misc]
+        name_tensor(stand_in, name)
+        stand_ins[id(held)] = stand_in
+    return stand_ins
+
+
+def pruned_integers(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> dict[tuple[str, str], Any]:
+    """Return `(module, attribute) -> value` for the integers that follow."""
+    modules = dict(trace.sandbox.model.named_modules())
+    values: dict[tuple[str, str], Any] = {}
+    for follower in followers:
+        key = (follower.module, follower.attribute)
+        size = int(np.count_nonzero(alive[follower.labels]))
+        old = values.get(key, modules[follower.module].__dict__[follower.attribute])
+        values[key] = size if follower.element is None else _replaced(old, follower.element, size)
+    return values
+
+
+def _replaced(holder: Any, element: int | str, value: int) -> Any:
+    """Return a copy of a tuple, list, dict or object with one of its ints replaced, of the same type."""
+    if isinstance(element, str):
+        changed = copy.copy(holder)
+        fields: Any = changed if isinstance(changed, Mapping) else vars(changed)
+        fields[element] = value
+        return changed
+    return type(holder)([value if k == element else v for k, v in enumerate(holder)])
