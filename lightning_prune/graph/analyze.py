@@ -129,7 +129,8 @@ def certify_kept(graph: ChannelGraph, trace: DenseTrace, kept: Mapping[str, IntA
     if alive.all():
         return  # the dense program itself
     try:
-        run_lockstep(trace, alive, graph.followers)
+        # the units certified in every mode
+        run_lockstep(trace, alive, graph.followers, list(trace.events)[:1] if trace.is_alike else None)
     except Mismatch as mismatch:
         raise TraceError(
             f"The structure does not run the dense program: {mismatch}. The model is unchanged."

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_prune.graph.call import Call, tensors_in
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_labelled
 from lightning_prune.graph.pruned import pruned_integers, pruned_tensors
+from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry
 from lightning_prune.graph.shortcuts import make_fake_of
 from lightning_prune.graph.trace import DenseTrace, Event
@@ -100,13 +100,13 @@ class Lockstep(Walk):
         events: Sequence[Event],
         alive: BoolArray,
         rules: Mapping[str, RuleEntry],
-        mode: FakeTensorMode | None,
+        results: Results | None,
         patient: bool = False,
     ) -> None:
-        super().__init__(rules, mode)
+        super().__init__(rules, results)
         self.events = events
         self.alive = alive
-        self.patient = patient and mode is not None
+        self.patient = patient and results is not None
         self.found: list[Mismatch] = []
         self._living: dict[int, int] = {}
         self._rescued = -1
@@ -171,8 +171,8 @@ class Lockstep(Walk):
             if k < len(tensors) and list(tensors[k].shape) == right:
                 results.append(tensors[k])
             else:
-                assert self.mode is not None, "patient runs are on fake tensors"
-                results.append(make_fake_of(self.mode, *event.out_kinds[k], right))
+                assert self.results is not None, "patient runs are on fake tensors"
+                results.append(make_fake_of(self.results.mode, *event.out_kinds[k], right))
         return results[0] if event.container is None else event.container(results)
 
     def _compare_sizes(self, event: Event, args: Mapping[str, Any], out: Any) -> Mismatch | None:
@@ -327,7 +327,7 @@ def _run(
         args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))
         for k, tensor in enumerate(tensors_in((args, kwargs))):
             name_tensor(tensor, f"input {k}")
-    watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.fake_mode, patient)
+    watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.results, patient)
     forward, attributes = partial(model, *args, **kwargs), pruned_integers(trace, alive, followers)
     try:
         for follower in followers:

@@ -150,6 +150,7 @@ class ChannelGraph:
     caches: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
+    _spans: dict[bytes, Spans] = field(default_factory=dict, init=False, repr=False)  # many axes have the same classes
 
     def alive(self, kept: Mapping[str, IntArray]) -> BoolArray:
         """Return per label whether it lives when the named units keep only the given channels."""
@@ -172,11 +173,14 @@ class ChannelGraph:
         """
         if not is_labelled(axis):
             return ()
-        return tuple(
-            (self.units[unit], int(run[0]), int(run[-1]) + 1, channels[np.searchsorted(positions, run)])
-            for unit, positions, channels in runs_along(self.closure, self.owner, self.channel, axis)
-            for run in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
-        )
+        key = self.closure.classes[axis].tobytes()
+        if key not in self._spans:
+            self._spans[key] = tuple(
+                (self.units[unit], int(run[0]), int(run[-1]) + 1, channels[np.searchsorted(positions, run)])
+                for unit, positions, channels in runs_along(self.closure, self.owner, self.channel, axis)
+                for run in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+            )
+        return self._spans[key]
 
 
 def runs_along(

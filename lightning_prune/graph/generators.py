@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ __all__ = ["Generator", "drawing_alike", "global_generators", "own_generators"]
 
 
 _KINDS = (random.Random, torch.Generator, np.random.RandomState, np.random.Generator)
+_PLAIN = frozenset({bool, int, float, str, type(None), tuple, list, dict, OrderedDict, set})
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def global_generators() -> Iterator[Generator]:
 
 def own_generators(attributes: Iterable[Mapping[str, Any]]) -> Iterator[Generator]:
     """Yield the generators that modules keep for themselves."""
-    for value in [value for held in attributes for value in held.values() if isinstance(value, _KINDS)]:
+    for value in [value for held in attributes for value in held.values() if _is_generator(value)]:
         if isinstance(value, random.Random):
             yield Generator(value.seed, partial(value.setstate, value.getstate()))
         elif isinstance(value, torch.Generator):
@@ -48,6 +50,10 @@ def own_generators(attributes: Iterable[Mapping[str, Any]]) -> Iterator[Generato
         elif isinstance(value, np.random.Generator):
             bits = value.bit_generator
             yield Generator(partial(_seed_bits, bits), partial(setattr, bits, "state", bits.state))
+
+
+def _is_generator(value: Any) -> bool:
+    return type(value) not in _PLAIN and isinstance(value, _KINDS)  # to ask torch's class takes microseconds
 
 
 def _seed_bits(bits: Any, seed: int) -> None:

@@ -92,10 +92,13 @@ def find_vanishing(closure: Closure, units: Partition, axes: Iterable[IntArray])
     """
     full = np.array([unit.num_channels for unit in units.units], np.int64)
     found: list[IntArray] = []
-    for labels in axes:
+    distinct = {closure.classes[labels].tobytes(): labels for labels in axes}  # most layers share theirs with another
+    for labels in distinct.values():
         classes, first = np.unique(closure.classes[labels], return_index=True)
+        if closure.frozen[classes].any():
+            continue
         sets = unit_sets(closure, units.owner, labels[first])
         whole = any(count == int(np.prod(full[list(members)])) for members, count in sets)
-        if not whole and not closure.frozen[classes].any():
+        if not whole:
             found.append(labels[:1])
     return found

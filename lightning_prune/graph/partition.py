@@ -81,10 +81,14 @@ def partition(trace: DenseTrace, closure: Closure, parameters: frozenset[str], l
         channel[classes] = np.arange(len(classes))
     roles = _Roles.of(trace, closure)
     places: list[list[tuple[Place, bool]]] = [[] for _ in groups]
+    runs: dict[bytes, list[tuple[int, IntArray, IntArray]]] = {}  # many tensors have an axis of the same classes
     for name, axes in trace.axes.items():
         for dim, axis in enumerate(axes):
             if is_labelled(axis):
-                for number, positions, channels in runs_along(closure, owner, channel, axis):
+                key = closure.classes[axis].tobytes()
+                if key not in runs:
+                    runs[key] = runs_along(closure, owner, channel, axis)
+                for number, positions, channels in runs[key]:
                     places[number] += _places(roles, layers, name, dim, axis, positions, channels)
     units = [_unit(classes, found, roles, layers) for classes, found in zip(groups, places, strict=True)]
     order = sorted(range(len(units)), key=lambda k: _first(units[k], layers))
@@ -258,14 +262,15 @@ def price(
 ) -> CostModel:
     """Turn the op log into polynomials in the kept counts."""
     full = np.array([u.num_channels for u in found.units], np.int64)
-    memo: dict[int, Expression] = {}
+    memo: dict[bytes, Expression] = {}
 
     def size(length: int, axis: Axis) -> Expression:
         if not is_labelled(axis):
             return (length, ())
-        if id(axis) not in memo:
-            memo[id(axis)] = _expression(closure, found, full, axis)
-        return memo[id(axis)]
+        key = closure.classes[axis].tobytes()
+        if key not in memo:
+            memo[key] = _expression(closure, found, full, axis)
+        return memo[key]
 
     count = len(full)
     by_op: dict[str, list[tuple[int, list[Expression]]]] = {}

@@ -77,14 +77,16 @@ class Refinement:
             closure = close(self.trace.space, self.pairs, self.frozen)
             lasting = list(find_lasting(self.trace, closure))
             if not lasting:
-                units = partition(self.trace, closure, self.parameters, self.layers)
-                followed = (follower.labels for follower in self.integers.followers(closure, units))
-                reason = "the first of a part that may not vanish"
-                lasting = [(labels, reason) for labels in find_vanishing(closure, units, followed)]
-                if not lasting:
-                    return closure, units
+                return closure, partition(self.trace, closure, self.parameters, self.layers)
             for labels, reason in lasting:
                 self.freeze(labels, reason)
+
+    def keep_parts(self, closure: Closure, units: Partition) -> bool:
+        """Freeze the first channel of every part that integers follow and may not vanish; say whether one was found."""
+        parts = find_vanishing(closure, units, (f.labels for f in self.integers.followers(closure, units)))
+        for labels in parts:
+            self.freeze(labels, "the first of a part that may not vanish")
+        return bool(parts)
 
     def tie(self, closure: Closure, units: Partition) -> bool:
         """Bind all units of a kind, channel by channel; say whether there were any."""
@@ -122,11 +124,12 @@ def refine(
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
-        if tie_kinds and known.tie(closure, units):
+        if (tie_kinds and known.tie(closure, units)) or known.keep_parts(closure, units):
             continue
-        if not any(
-            _find_counterexamples(known, closure, units, sampler) for sampler in _samples(known, closure, units)
-        ):
+        samplers = enumerate(_samples(known, closure, units))
+        if any(_find_counterexamples(known, closure, units, sampler, k == 0) for k, sampler in samplers):
+            continue
+        if not known.keep_parts(closure, units):  # of integers that were learned
             return known, closure, units
 
 
@@ -217,13 +220,15 @@ def _freeze_ignored(known: Refinement, ignored: Callable[[str], str | None]) -> 
                 known.freeze(axis, f"ignore={pattern!r}")
 
 
-def _find_counterexamples(known: Refinement, closure: Closure, units: Partition, sampler: Sampler) -> bool:
-    """Certify all units together; mend what fails and say whether anything was learned."""
+def _find_counterexamples(
+    known: Refinement, closure: Closure, units: Partition, sampler: Sampler, is_first: bool
+) -> bool:
+    """Certify all units together; mend what fails and say whether what certified before has to be certified again."""
     search, before = _Search(known, closure, units, sampler), list(known.integers.learned)
     if units.units:
         search.grow(units.units)
-    # what was learned on the way changes what was accepted before it: certify all of it again
-    return search.mended or before != known.integers.learned
+    # what was learned on the way changes what was accepted before it, unless all was accepted at once and first
+    return search.mended or (before != known.integers.learned and not (is_first and search.at_once))
 
 
 class _Search:
@@ -231,12 +236,14 @@ class _Search:
 
     Attributes:
         accepted: Units that certify together.
+        at_once: All of them did, in the last run.
         mended: Something was bound or frozen.
     """
 
     def __init__(self, known: Refinement, closure: Closure, units: Partition, sampler: Sampler) -> None:
         self.known, self.closure, self.units, self.sampler = known, closure, units, sampler
         self.accepted: list[UnitSpec] = []
+        self.at_once = False
         self.mended = False
 
     def grow(self, members: Sequence[UnitSpec]) -> bool:
@@ -247,6 +254,7 @@ class _Search:
         """
         failures = self._fail(members)
         if not failures:
+            self.at_once = not self.accepted
             self.accepted += members
             return False
         if self._bind(members, failures):

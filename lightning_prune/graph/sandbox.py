@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from lightning_prune.graph.generators import global_generators, own_generators
 from lightning_prune.graph.held import Held
 from lightning_prune.graph.memos import CONTAINERS, differ, find_memos, refill
+from lightning_prune.graph.results import Results
 from lightning_prune.graph.shortcuts import make_fake
 
 __all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
@@ -27,9 +28,11 @@ _OWN = frozenset({"_parameters", "_buffers", "training"})
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer once, under the first name it has."""
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
-    tensors.update(model.named_buffers())
-    return tensors
+    modules = [(f"{prefix}." if prefix else "", module) for prefix, module in model.named_modules()]
+    parameters = [(prefix + n, t) for prefix, m in modules for n, t in m._parameters.items()]
+    buffers = [(prefix + n, t) for prefix, m in modules for n, t in m._buffers.items()]
+    first = {id(t): (n, t) for n, t in [*parameters, *buffers][::-1] if t is not None}
+    return {n: t for n, t in [*parameters, *buffers] if t is not None and first[id(t)][0] == n}
 
 
 def tensors_within(value: Any, depth: int = 8) -> list[Tensor]:
@@ -99,6 +102,7 @@ class Sandbox:
 
     def __post_init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._results = Results(self.mode)
         self._fakes: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
         self._found = {name: (t.dtype, t.device) for name, t in named_tensors(self.model).items()}
         self._moved: dict[str, Tensor] = {}
@@ -112,9 +116,9 @@ class Sandbox:
         return sandbox
 
     @property
-    def fake_mode(self) -> FakeTensorMode | None:
-        """The mode of the fake tensors, None on real ones."""
-        return self.mode if self.fake else None
+    def results(self) -> Results | None:
+        """What ops on fake tensors returned, None on real ones."""
+        return self._results if self.fake else None
 
     def without_gradients(self) -> AbstractContextManager[None]:
         """Return the context in which stand-ins are made and the model runs."""
@@ -243,7 +247,7 @@ class Sandbox:
                     listed = module.__dict__["_flat_weights"]
                     module.__dict__["_flat_weights"] = [t if t is None else tensors.get(id(t), t) for t in listed]
                     module.__dict__["flatten_parameters"] = _do_nothing  # it moves the memory of real weights
-            modules = dict(self.model.named_modules())
+            modules = dict(self.model.named_modules()) if attributes else {}
             for (name, attribute), value in (attributes or {}).items():
                 modules[name].__dict__[attribute] = value
             if self.fake:
@@ -261,10 +265,8 @@ class Sandbox:
         modules = {name: m for name, m in self.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         saved = {name: dict(module.__dict__) for name, module in modules.items()}
         contents = {
-            (name, key): (value, value.copy())
+            name: {k: (v, v.copy()) for k, v in attributes.items() if isinstance(v, CONTAINERS) and k not in _OWN}
             for name, attributes in saved.items()
-            for key, value in attributes.items()
-            if isinstance(value, CONTAINERS) and key not in _OWN
         }
         random_state = [*global_generators(), *own_generators(saved.values())]
         try:
@@ -279,10 +281,10 @@ class Sandbox:
             for buffer, values in buffers:
                 buffer.detach().copy_(values)
             for name, module in modules.items():
-                self._note_changes(name, module.__dict__, saved[name], contents, rewritten)
+                self._note_changes(name, module.__dict__, saved[name], contents[name], rewritten)
                 module.__dict__.clear()
                 module.__dict__.update(saved[name])
-            for container, copy in contents.values():
+            for container, copy in (pair for held in contents.values() for pair in held.values()):
                 if differ(container, copy):
                     refill(container, copy)
 
@@ -291,20 +293,26 @@ class Sandbox:
         name: str,
         now: Mapping[str, Any],
         before: Mapping[str, Any],
-        contents: Mapping[tuple[str, str], tuple[Any, Any]],
+        contents: Mapping[str, tuple[Any, Any]],
         rewritten: frozenset[tuple[str, str]],
     ) -> None:
         """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
         changed: dict[str, Any] = {}
-        for key in now.keys() | before.keys():
-            if now.get(key, _Absent) is before.get(key, _Absent) and (name, key) not in contents:
-                continue
+        for key in [
+            *(key for key, value in now.items() if before.get(key, _Absent) is not value),
+            *(before.keys() - now.keys()),
+            *(
+                key
+                for key, (container, copy) in contents.items()
+                if now.get(key) is container and differ(container, copy)
+            ),
+        ]:
             # an RNN lists its weights; followed integers were rewritten for this run
             listed = key.startswith("_flat_weight") or now.get(key) is _do_nothing
             if key in _OWN or listed or (name, key) in rewritten:
                 continue
             value, later = before.get(key, _Absent), now.get(key, _Absent)
-            container, copy = contents.get((name, key), (None, value))
+            container, copy = contents.get(key, (None, value))
             same = later is value or (isinstance(value, (bool, int, float, str)) and later == value)
             if not same or differ(container, copy if container is not None else None):
                 changed[key] = copy
@@ -324,7 +332,7 @@ def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> Non
         model: The model.
         caches: `(module name, attribute) -> value, or a copy of a container` (see `Sandbox`).
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules()) if caches else {}
     for (name, attribute), value in caches.items():
         held = modules[name].__dict__
         if value is _Absent:

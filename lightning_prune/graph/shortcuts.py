@@ -58,6 +58,8 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
         name: Its schema name.
         args: Its arguments by schema name.
     """
+    if name == "aten::cat":
+        return _cat(mode, args["tensors"], args["dim"])
     x = args.get("input", args.get("self"))
     if not isinstance(x, FakeTensor):
         # a constant made on the meta device is not fake, and fake mode lets nothing but fakes change themselves
@@ -245,6 +247,16 @@ def _unbind(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> list[Tenso
     dim = args["dim"] % max(x.dim(), 1)
     shape = (*x.shape[:dim], *x.shape[dim + 1 :])
     return [make_fake(mode, x, shape) for _ in range(x.shape[dim])] if x.dim() else None
+
+
+def _cat(mode: FakeTensorMode, tensors: Sequence[Tensor], dim: int) -> Tensor | None:
+    first = tensors[0]
+    dim %= max(first.dim(), 1)
+    others = [(*t.shape[:dim], *t.shape[dim + 1 :]) for t in tensors]
+    plain = all(isinstance(t, FakeTensor) and t.dtype == first.dtype and t.is_contiguous() for t in tensors)
+    if not plain or not first.dim() or any(shape != others[0] for shape in others):
+        return None
+    return make_fake(mode, first, (*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
 
 
 def _matmul(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:

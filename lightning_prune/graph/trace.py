@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from lightning_prune.errors import ConfigError, TraceError
@@ -24,6 +24,7 @@ from lightning_prune.graph.call import (
 )
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, mark_written, storage_of, written_dims
+from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry, check_rules
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.sandbox import Sandbox, named_tensors
@@ -97,11 +98,11 @@ class Recorder(Walk):
         self,
         space: LabelSpace,
         rules: Mapping[str, RuleEntry],
-        mode: FakeTensorMode | None,
+        results: Results | None,
         module_names: Mapping[int, str],
         outside: Mapping[int, str],
     ) -> None:
-        super().__init__(rules, mode)
+        super().__init__(rules, results)
         self.space = space
         self.module_names = module_names
         self.outside = outside
@@ -221,6 +222,19 @@ class DenseTrace:
     train_inputs: tuple[Any, Any] | None = None
     real: set[str] = field(default_factory=set)
     failure: str = ""
+
+    @cached_property
+    def is_alike(self) -> bool:
+        """Whether all modes run the same ops on channels: a structure that certifies in one does in the others."""
+        first, *others = (
+            [(e.name, *map(len, (*e.in_axes, *e.out_axes))) for e in events if any(map(_has_labels, e.in_axes))]
+            for events in self.events.values()
+        )
+        return all(program == first for program in others)
+
+
+def _has_labels(axes: Sequence[Axis]) -> bool:
+    return any(map(is_labelled, axes))
 
 
 def trace_model(
@@ -361,7 +375,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     args, kwargs, stand_ins = _stand_ins(trace, given)
     module_names = {id(m): n for n, m in model.named_modules()}
     outside = {id(t): n for n, t in named_tensors(model).items()}
-    recorder = Recorder(trace.space, trace.rules, sandbox.fake_mode, module_names, outside)
+    recorder = Recorder(trace.space, trace.rules, sandbox.results, module_names, outside)
     recorder.parameters = {name: storage_of(stand_ins[id(p)]) for name, p in model.named_parameters()}
     try:
         output = sandbox.run(stand_ins, lambda: model(*args, **kwargs), recorder, train=mode == "train")

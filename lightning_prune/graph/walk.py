@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from lightning_prune.graph.call import axes_of, bind_arguments, tensors_in
 from lightning_prune.graph.generators import drawing_alike
+from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RULES, RuleEntry
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
@@ -37,15 +37,15 @@ class Walk(TorchDispatchMode):
 
     Args:
         rules: Rules of the user, by schema name; they go before ours.
-        mode: The mode of fake tensors, None when the run is on real ones.
+        results: What ops on fake tensors returned before, None when the run is on real ones.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, rules: Mapping[str, RuleEntry], mode: FakeTensorMode | None) -> None:
+    def __init__(self, rules: Mapping[str, RuleEntry], results: Results | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.rules = rules
-        self.mode = mode
+        self.results = results
         self.stand_ins: Mapping[int, Tensor] = {}  # of the run: a parameter that is reached around keeps its name
         self.count = 0
 
@@ -68,19 +68,31 @@ class Walk(TorchDispatchMode):
         if name in _RESHAPES_SELF:
             before = (tuple(args[0].shape), axes_of(args[0]))
         inputs = tuple(identity(self.stand_ins.get(id(t), t)) for t in tensors_in(named))
-        out = shortcut(self.mode, func, name, named) if self.mode is not None else None
-        if out is None:
-            try:
-                with nullcontext() if self.mode is not None else drawing_alike(func, kwargs, self.count):
-                    out = func(*args, **kwargs)
-            except Exception as error:
-                out = self.rescue(name, named, inputs, error)
+        try:
+            out = self._result(func, name, named, args, kwargs)
+        except Exception as error:
+            out = self.rescue(name, named, inputs, error)
         if name in _TRANSPARENT:
             if out is not args[0]:
                 setattr(out, _IDENTITY, identity(self.stand_ins.get(id(args[0]), args[0])))
                 self.carry(args[0], out)
             return out
         return self._seen(name, entry, named, inputs, out, before)
+
+    def _result(self, func: Any, name: str, named: dict[str, Any], args: Any, kwargs: Any) -> Any:
+        """Run an op, or make what it would return."""
+        if self.results is None:
+            with drawing_alike(func, kwargs, self.count):
+                return func(*args, **kwargs)
+        out = shortcut(self.results.mode, func, name, named)
+        if out is not None:
+            return out
+        key = self.results.key(func, name, named)
+        out = self.results.recall(key)
+        if out is None:
+            out = func(*args, **kwargs)
+            self.results.keep(key, named, out)
+        return out
 
     def _seen(
         self,
