@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
+from lightning_prune.mutator.preview import detached
 from lightning_prune.mutator.rebuild import rewrite_configs_
 from lightning_prune.ops import to_static_
 from lightning_prune.ops.structure import remember_structure_, structure_of
@@ -48,19 +48,9 @@ def export_pruned(model: ModelT) -> ModelT:
         >>> export_pruned(layer)
         Linear(in_features=2, out_features=2, bias=True)
     """
-    small = copy.deepcopy(model, _detached(model))
+    small = copy.deepcopy(model, detached(model))
     structure = structure_of(small)
     to_static_(small)
     remember_structure_(small, structure)
     rewrite_configs_(small, model)
     return small
-
-
-def _detached(model: nn.Module) -> dict[int, Any]:
-    """Return copies for what torch refuses to copy: activations with a history that modules keep as attributes."""
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        for value in tree_leaves(module.__dict__):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                copies[id(value)] = value.detach().clone()
-    return copies

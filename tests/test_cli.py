@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 
 from lightning_prune import PruningCallback
 from lightning_prune.importance import Importance, Mixture, l1
+from lightning_prune.latency import LatencySettings
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, loader
+from tests.timing import slow
 
 pytestmark = [  # Lightning 2.6 calls what jsonargparse 4.49 deprecated
     *QUIET,
@@ -266,3 +268,17 @@ def test_fit_from_the_command_line_prunes(tmp_path: Path) -> None:
     cli = command("fit", "--config", file, run=True)
     assert not dynamic_ops(cli.model)
     assert cli.trainer.callback_metrics["pruning/macs"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    "latency",
+    [
+        pytest.param({"backend": "onnxruntime", "batch_size": 1}, id="some"),
+        pytest.param({"measure": "tests.timing.slow"}, id="a clock of your own"),
+    ],
+)
+def test_latency_in_yaml(latency: dict[str, Any], tmp_path: Path) -> None:
+    callback = parsed(tmp_path, target={"latency": 0.6, "latency_ms": 12.5}, latency=latency)
+    assert callback.target.costs == {"latency": 0.6, "latency_ms": 12.5}
+    settings = callback._timing.settings
+    assert settings == LatencySettings(**{**latency, **({"measure": slow} if "measure" in latency else {})})

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importance": {"units"},
     "schedule": set(),
     "targets": {"graph.cost"},
-    "latency": {"mutator"},
+    "latency": {"graph.cost", "mutator", "targets"},
     "sensitivity": {"mutator", "importance"},
     "recovery": {"units", "mutator"},
     "compact": {"mutator", "ops"},

@@ -19,30 +19,33 @@ from lightning_prune.callback.collect import Collector
 from lightning_prune.callback.example import find_example, find_root, hint_for, nothing_to_prune
 from lightning_prune.callback.gone import alive_now, capped, ranked_last
 from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
-from lightning_prune.callback.ranks import agree, check_strategy, mean_over_ranks, plan_of_rank_zero
+from lightning_prune.callback.ranks import agree, check_strategy, from_rank_zero, mean_over_ranks
 from lightning_prune.callback.restore import register_hooks
 from lightning_prune.callback.shapes import averages_of, forget_compiled, grow_all_, made_for, shrink_all_
 from lightning_prune.callback.state import RunState
 from lightning_prune.callback.table import remaining, summary_of
+from lightning_prune.callback.timed import Timing
 from lightning_prune.callback.widths import watch_widths
 from lightning_prune.checkpoint import KEY, reshape_, structure_of
 from lightning_prune.compact import grow_
 from lightning_prune.errors import ConfigError
+from lightning_prune.graph import CostModel
 from lightning_prune.importance import Importance, resolve_importance
+from lightning_prune.latency import LatencyCosts, LatencyOutcome, LatencySettings, resolve_latency
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops import dynamic_ops, to_static_
 from lightning_prune.ops.removed import put_back_
 from lightning_prune.ops.structure import remembered_structure, set_masks_
 from lightning_prune.plan import KeepPlan
 from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedule
-from lightning_prune.targets import make_plan, parse_target
+from lightning_prune.targets import Target, make_plan, parse_target
 from lightning_prune.targets.parse import COST_KEYS
 from lightning_prune.targets.steps import SCOPES
 
 __all__ = ["PruningCallback"]
 
 COMPACT = ("end", "each", "never")
-WATCHED = "watched"  # in the callback's state, beside that of the run
+WATCHED, TIMED = "watched", "timed"  # in the callback's state, beside that of the run
 
 
 class PruningCallback(Callback):
@@ -54,8 +57,10 @@ class PruningCallback(Callback):
 
     Args:
         target: What remains. A float: the ratio of channels that every unit keeps. A mapping of costs such as
-            ``{"macs": 0.5}`` (also params, channels, flops, memory), or of unit names or globs; or the path of a YAML
-            file. In mappings a value up to 1 is a fraction, a greater one absolute; ``"2G"`` too.
+            ``{"macs": 0.5}`` (also params, channels, flops, memory, latency, latency_ms), or of unit names or globs; or
+            the path of a YAML file. In mappings a value up to 1 is a fraction, a greater one absolute; ``"2G"`` too. A
+            latency is predicted from a table that is measured when `fit` starts; the last plan is measured, and made
+            anew until it meets the target.
         importance: How channels are scored. By weights: "l1", "l2", "lp", "bn_scale", "lamp", "fpgm", "random". By the
             training batches before a firing: "taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"; a
             firing at epoch 0 waits inside it for them. Or a mapping of `Importance`'s arguments and the criterion's
@@ -81,7 +86,9 @@ class PruningCallback(Callback):
         regrow: Whether a removed channel may come back at a later firing, when others have become worse. If not,
             channels are scored, and units normalised, over those that remain only.
         per_cost: Rank channels of different units by their score per what one of them costs in the structure of the
-            moment: "macs", "params", "memory", "flops" or "channels".
+            moment: "macs", "params", "memory", "flops", "channels" or "latency".
+        latency: How a latency is measured: a mapping of `LatencySettings`' arguments, such as ``{"backend":
+            "onnxruntime", "batch_size": 1}``; else torch as it is, on the device and the example input of the model.
 
     Raises:
         ConfigError: An argument that does not fit, with the nearest that does.
@@ -109,6 +116,7 @@ class PruningCallback(Callback):
         reset_monitors: bool = True,
         regrow: bool = True,
         per_cost: str | None = None,
+        latency: LatencySettings | dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.target = parse_target(target)
@@ -126,6 +134,7 @@ class PruningCallback(Callback):
         self.reset_monitors = reset_monitors
         self.regrow = regrow
         self.per_cost = None if per_cost is None else arguments.checked_name("per_cost", per_cost, COST_KEYS)
+        self._timing = Timing(None if latency is None else resolve_latency(latency), self.target, self.per_cost)
         if mutator is not None and (self.ignore or example_input is not None):
             given = "ignore" if self.ignore else "example_input"
             raise ConfigError(f"Got mutator= together with {given}=; give {given} to the ChannelMutator instead.")
@@ -178,6 +187,7 @@ class PruningCallback(Callback):
                     mutator.prepare_from_supernet(root)
             self._collector.prepare(pl_module, mutator.units)
             self.mutator, self._state = mutator, RunState()
+            self._timing.forget()
             if small["tensors"]:  # it goes on from what it is; a checkpoint may bring the rest back
                 set_masks_(pl_module, small)
                 self._state.gone = alive_now(mutator)
@@ -195,8 +205,15 @@ class PruningCallback(Callback):
         """Raise now what would else be raised in the middle of training."""
         if not mutator.mutable_units:
             raise nothing_to_prune(mutator)
+        if self._timing.is_needed and self._timing.table is None:
+            return  # in `on_fit_start`, when the model is on its device and a checkpoint has brought its table
         zeros = {unit.name: torch.zeros(unit.num_channels) for unit in mutator.units}
-        self._plan(mutator, zeros, progress=1.0)
+        self._plan(mutator, zeros, progress=1.0, is_last=False)
+
+    def _prepare_timing(self, trainer: Trainer) -> None:
+        """Measure latencies, once in a run."""
+        if self._timing.is_needed and not self.is_done:
+            self._timing.prepare(trainer, self._active, self._active.limits(self.divisor, self.min_ratio))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what `LightningModule.setup` and `configure_optimizers` made: they have run by now."""
@@ -210,6 +227,13 @@ class PruningCallback(Callback):
         if self.compact != "never" and any(isinstance(o, LBFGS) for o in trainer.optimizers):
             to_static_(pl_module)
             raise ConfigError("Got LBFGS, whose state cannot shrink. Set compact='never', or use another optimizer.")
+        if self._timing.is_needed and dynamic_ops(pl_module):
+            try:
+                self._prepare_timing(trainer)
+                self._check_reachable(self._active)
+            except Exception:
+                to_static_(pl_module)
+                raise
         hold_until(trainer, self._schedule)
 
     # During training
@@ -221,6 +245,7 @@ class PruningCallback(Callback):
             self._prune_if_due(trainer, pl_module, batch_idx=0)
         if not trainer.barebones:
             metrics = {f"pruning/{key}": share for key, share in remaining(self._active).items()}
+            metrics.update(self._timing.metrics())
             pl_module.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -315,11 +340,14 @@ class PruningCallback(Callback):
         put_back_(mutator.model, state.removed)
         before, progress = mutator.current_plan(), self._schedule.progress(time)
         scores = mean_over_ranks(trainer, self._collector.scores(mutator.units, self.scope, living=not self.regrow))
-        plan = plan_of_rank_zero(trainer, lambda: self._plan(mutator, scores, progress))
+        self._prepare_timing(trainer)
+        plan, outcome = from_rank_zero(trainer, lambda: self._plan(mutator, scores, progress, is_last=progress >= 1))
         with made_for(pl_module, *self._home):
             agree(trainer, mutator, plan)
         forget_compiled(pl_module)
         state.fired(self._schedule.unit, time, progress, mutator)
+        if outcome is not None:
+            self._timing.note(outcome)
         self._collector.reset()
         if self.reset_monitors and mutator.current_plan() != before:
             reset_monitors_(trainer)
@@ -328,19 +356,21 @@ class PruningCallback(Callback):
         if self.verbose:
             shares = ", ".join(f"{key} {share:.1%}" for key, share in remaining(mutator).items())
             rank_zero_info(f"Pruned at {self._schedule.unit} {time}: {shares} remain.")
+            if outcome is not None:
+                rank_zero_info(f"Latency: {outcome}.")
 
-    def _plan(self, mutator: ChannelMutator, scores: Mapping[str, Tensor], progress: float) -> KeepPlan:
+    def _plan(
+        self, mutator: ChannelMutator, scores: Mapping[str, Tensor], progress: float, *, is_last: bool
+    ) -> tuple[KeepPlan, LatencyOutcome | None]:
         gone = self._state.gone if self.regrow else alive_now(mutator)
-        return make_plan(
-            self.target,
-            ranked_last(scores, gone),
-            capped(mutator.limits(self.divisor, self.min_ratio), gone),
-            mutator.graph.cost,
-            scope=self.scope,
-            progress=progress,
-            per_cost=self.per_cost,
-            kept={unit.name: unit.activated_channels for unit in mutator.units},
-        )
+        ranked, limits = ranked_last(scores, gone), capped(mutator.limits(self.divisor, self.min_ratio), gone)
+        kept = {unit.name: unit.activated_channels for unit in mutator.units}
+        options: dict[str, Any] = {"scope": self.scope, "progress": progress, "per_cost": self.per_cost, "kept": kept}
+
+        def plan_for(target: Target, cost: CostModel | LatencyCosts) -> KeepPlan:
+            return make_plan(target, ranked, limits, cost, **options)
+
+        return self._timing.plan(plan_for, mutator, limits, is_last=is_last)
 
     def _compact_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.compact != "never" and self.is_done and dynamic_ops(pl_module):
@@ -355,16 +385,16 @@ class PruningCallback(Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain data: progress, kept channels, the values that removed entries had, and what was watched."""
-        watched = self._collector.state_dict()
-        return {**self._state.to_dict(), **({WATCHED: watched} if watched else {})}
+        """Return plain data: progress, kept channels, the values that removed entries had, what was watched, timed."""
+        beside = {WATCHED: self._collector.state_dict(), TIMED: self._timing.state_dict()}
+        return {**self._state.to_dict(), **{name: state for name, state in beside.items() if state}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state; the weights are loaded by now, optimizers do not exist yet."""
-        watched = state_dict.get(WATCHED, {})
-        saved = {name: value for name, value in state_dict.items() if name != WATCHED}
+        saved = {name: value for name, value in state_dict.items() if name not in (WATCHED, TIMED)}
         self._state = RunState.from_dict(saved) if saved else RunState()
-        self._collector.load_state_dict(watched)
+        self._collector.load_state_dict(state_dict.get(WATCHED, {}))
+        self._timing.load_state_dict(state_dict.get(TIMED, {}))
         if self._resolved is not None and self.mutator is not None:
             self._state.choose_in(self.mutator)
             self._state.count_in(self._resolved.unit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,7 +15,9 @@ from lightning_prune.errors import ConfigError, PlanError
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.plan import KeepPlan
 
-__all__ = ["agree", "check_strategy", "mean_over_ranks", "plan_of_rank_zero", "rewrap_"]
+__all__ = ["agree", "check_strategy", "from_rank_zero", "mean_over_ranks", "rewrap_"]
+
+ResultT = TypeVar("ResultT")
 
 
 def check_strategy(trainer: Trainer, has_hooks: bool) -> None:
@@ -67,28 +69,28 @@ def mean_over_ranks(trainer: Trainer, scores: Mapping[str, Tensor]) -> dict[str,
     return dict(zip(scores, parts, strict=True))
 
 
-def plan_of_rank_zero(trainer: Trainer, make: Callable[[], KeepPlan]) -> KeepPlan:
-    """Return the plan that rank 0 makes.
+def from_rank_zero(trainer: Trainer, make: Callable[[], ResultT]) -> ResultT:
+    """Return what rank 0 makes.
 
     Args:
         trainer: Its strategy broadcasts.
-        make: Makes the plan; called on rank 0 only.
+        make: Makes something that can be pickled; called on rank 0 only.
 
     Raises:
         PlanError: Rank 0 failed; raised on every rank, so that none waits for ever.
     """
     if trainer.world_size == 1:
         return make()
-    message: Any = None
+    message: tuple[ResultT | None, str] = (None, "")
     if trainer.is_global_zero:
         try:
-            message = ("plan", dict(make().kept))
+            message = (make(), "")
         except Exception as error:
-            message = ("error", f"{type(error).__name__}: {error}")
-    kind, content = trainer.strategy.broadcast(message)
-    if kind == "error":
-        raise PlanError(f"Rank 0 found no plan. {content}")
-    return KeepPlan(content)
+            message = (None, f"{type(error).__name__}: {error}")
+    result, failure = trainer.strategy.broadcast(message)
+    if failure:
+        raise PlanError(f"Rank 0 found no plan. {failure}")
+    return cast(ResultT, result)
 
 
 def agree(trainer: Trainer, mutator: ChannelMutator, plan: KeepPlan) -> None:

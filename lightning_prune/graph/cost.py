@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,11 +79,24 @@ class Polynomial:
         Returns:
             Int64 `[...]`.
         """
-        ones = np.ones((*counts.shape[:-1], 1), np.int64)
-        values = self._numerator * np.concatenate([counts, ones], -1)[..., self._units].prod(-1) // self._denominator
-        sizes = np.broadcast_to(self._constant, (*counts.shape[:-1], len(self._constant))).copy()
+        result: IntArray = self.terms(counts).sum(-1)
+        return result
+
+    def terms(self, counts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Evaluate each product alone.
+
+        Args:
+            counts: Int64 or float64 `[..., U]`, kept channels of each unit.
+
+        Returns:
+            Of the same type, `[..., T]`; their sum is the value.
+        """
+        ones = np.ones((*counts.shape[:-1], 1), counts.dtype)
+        products = self._numerator * np.concatenate([counts, ones], -1)[..., self._units].prod(-1)
+        values = products // self._denominator if counts.dtype == np.int64 else products / self._denominator
+        sizes = np.broadcast_to(self._constant, (*counts.shape[:-1], len(self._constant))).astype(counts.dtype)
         np.add.at(sizes.T, self._owner, values.T)  # the transpose is a view: one row per expression
-        result: IntArray = (self.scale * np.concatenate([sizes, ones], -1)[..., self._factors].prod(-1)).sum(-1)
+        result: npt.NDArray[Any] = self.scale * np.concatenate([sizes, ones], -1)[..., self._factors].prod(-1)
         return result
 
 
@@ -116,6 +130,7 @@ class CostModel:
         self.full = full
         self.batch_size = batch_size
         self._by_op = dict(macs)
+        self._memory = memory
         self._measures: dict[str, Callable[[IntArray], IntArray]] = {
             "channels": lambda counts: np.asarray(counts.sum(-1)),
             "params": params,
@@ -147,6 +162,18 @@ class CostModel:
         if key not in self._measures:
             raise ConfigError(f"Got cost {key!r}. {did_you_mean(key, self._measures)}")
         return self._measures[key](counts)
+
+    def terms(self, counts: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return the products of axis sizes that the MACs, and those that the memory of structures are sums of.
+
+        Args:
+            counts: Int64 or float64 `[B, U]`, kept channels per unit.
+
+        Returns:
+            Of the same type, `[B, T]` each, at least 0, and monotone in each count.
+        """
+        macs = [polynomial.terms(counts) for polynomial in self._by_op.values()]
+        return np.concatenate([np.zeros((len(counts), 0), counts.dtype), *macs], -1), self._memory.terms(counts)
 
     def cost(self, counts: npt.ArrayLike) -> Cost:
         """Return MACs and parameters of one structure, MACs by op."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -19,12 +20,13 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML, which Omeg
 
 from lightning_prune.errors import ConfigError, did_you_mean
 
-__all__ = ["COST_KEYS", "Amount", "Target", "parse_target"]
+__all__ = ["COST_KEYS", "LATENCY_KEYS", "Amount", "Target", "parse_target"]
 
 Amount = int | float
 """An int is absolute (a cost, or a count of channels); a float is a fraction in (0, 1]."""
 
-COST_KEYS = ("channels", "params", "macs", "flops", "memory")
+LATENCY_KEYS = ("latency", "latency_ms")
+COST_KEYS = ("channels", "params", "macs", "flops", "memory", *LATENCY_KEYS)
 
 _SUFFIXES = {"": 0, "K": 3, "M": 6, "G": 9, "T": 12}
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGT]?)", re.ASCII | re.IGNORECASE)
@@ -35,7 +37,8 @@ class Target:
     """What must remain: upper bounds on costs, or a choice for units. Exactly one of the two is not empty.
 
     Args:
-        costs: Key of `COST_KEYS` -> upper bound; several hold at once.
+        costs: Key of `COST_KEYS` -> upper bound; several hold at once. Of "latency" it is a fraction of the dense
+            model's, of "latency_ms" milliseconds, both floats.
         choices: Unit name or glob -> what each matching unit keeps. A full name goes before a glob; among globs the
             last one that matches counts; a unit that nothing matches keeps all.
     """
@@ -52,10 +55,11 @@ def parse_target(target: object) -> Target:
 
     Args:
         target: A float in (0, 1]: the ratio of channels that every unit keeps. A mapping (DictConfig too) of cost keys
-            ("channels", "params", "macs", "flops", "memory") or of unit names or globs; or the path of a YAML file with
-            such a mapping, or of the form of `ChannelMutator.config_template`. In a mapping a value up to 1 is a
-            fraction (1 and 1.0 keep all), a greater one a whole number: a count of channels, or a cost, of one example
-            where the cost depends on the input; "2G", "500M" and "1.5K" too.
+            ("channels", "params", "macs", "flops", "memory", "latency", "latency_ms") or of unit names or globs; or the
+            path of a YAML file with such a mapping, or of the form of `ChannelMutator.config_template`. In a mapping a
+            value up to 1 is a fraction (1 and 1.0 keep all), a greater one a whole number: a count of channels, or a
+            cost, of one example where the cost depends on the input; "2G", "500M" and "1.5K" too. But "latency" is
+            always a fraction, and "latency_ms" any number of milliseconds.
 
     Returns:
         The target; one that is parsed already is returned as is.
@@ -122,7 +126,7 @@ def _from_mapping(mapping: dict[Any, Any], where: str) -> Target:
             f"{did_you_mean(other, COST_KEYS)}"
         )
     if costs:
-        return Target(costs={key: _amount(value, f"{where}[{key!r}]") for key, value in mapping.items()})
+        return Target(costs={key: _cost(key, value, f"{where}[{key!r}]") for key, value in mapping.items()})
     return Target(choices={key: _unit_choice(value, {}, f"{where}[{key!r}]") for key, value in mapping.items()})
 
 
@@ -134,6 +138,18 @@ def _check_key(key: object, where: str) -> None:
         )
     if key not in COST_KEYS and key.isalpha() and get_close_matches(key, COST_KEYS, n=1):
         raise ConfigError(f"Got key {key!r} in {where}. {did_you_mean(key, COST_KEYS)} Or write a unit name or glob.")
+
+
+def _cost(key: str, value: object, where: str) -> Amount:
+    """Return the bound of one cost; those of latency are floats."""
+    if key not in LATENCY_KEYS:
+        return _amount(value, where)
+    number, has_suffix = _number(value, where)
+    if has_suffix or not 0 < number <= (1 if key == "latency" else sys.float_info.max):
+        expected = "milliseconds, any number above 0" if key == "latency_ms" else "a fraction in (0, 1]"
+        hint = "" if key == "latency_ms" else f" Write {{'latency_ms': {value}}} for milliseconds."
+        raise ConfigError(f"Got {where}={value!r}; expected {expected}.{hint}")
+    return float(number)
 
 
 def _amount(value: object, where: str) -> Amount:

@@ -13,13 +13,14 @@ from torch import Tensor
 from lightning_prune.errors import ConfigError, PlanError, did_you_mean
 from lightning_prune.plan import KeepPlan, UnitLimits
 from lightning_prune.targets.fill import Budget, Costs, fill
-from lightning_prune.targets.parse import COST_KEYS, Amount, Target, parse_target
+from lightning_prune.targets.parse import COST_KEYS, LATENCY_KEYS, Amount, Target, parse_target
 from lightning_prune.targets.price import per_cost_scores
 from lightning_prune.targets.steps import SCOPES, FloatArray, IntArray, make_steps
 
-__all__ = ["make_plan", "reachable_range"]
+__all__ = ["NANOSECONDS", "make_plan", "reachable_range"]
 
 _PER_EXAMPLE = ("macs", "flops", "memory")  # the model prices the whole example batch; a user means one example
+NANOSECONDS = 1_000_000  # of a millisecond: costs are whole numbers
 _EPSILON = 1e-9  # 0.29 * 100 is 28.999999999999996 in floats: still 29 channels
 
 
@@ -44,7 +45,8 @@ def make_plan(
         target: What must remain; see `parse_target`.
         scores: Unit name -> float `[C]`, higher = keep; comparable between units in scope "global".
         limits: Of every unit that may be pruned.
-        cost: Prices structures; its units may be more than `limits` names, those stay dense.
+        cost: Prices structures; its units may be more than `limits` names, those stay dense. Latency needs one that
+            has measured it, `lightning_prune.latency.LatencyCosts`.
         scope: "global" (one threshold for all units), "isomorphic" (one threshold inside each kind of unit, all kinds
             keep the same fraction) or "local" (one ratio, ranked inside each unit).
         progress: How far to go from dense to target, in [0, 1]; what remains is ``1 - progress * (1 - target)``.
@@ -180,22 +182,41 @@ def _fill_costs(
     """Return each unit's kept count under bounds on costs."""
     bounds = {}
     for key, amount in target.costs.items():
-        dense = cost.measure(key, cost.full)
+        dense = _dense(key, target, cost)
         bound = _bound(key, amount, dense, cost.batch_size)
         least = reachable_range(key, limits, cost)[0]
         if least > bound:
             raise PlanError(
-                f"Got target {target}: {key} of at most {bound:,} of {dense:,}; the least that can be reached is "
-                f"{least:,} ({_ceil(least / dense):g} of the dense model), with every unit at its floor. Raise the "
-                "target, lower min_ratio or divisor, or ignore fewer layers."
+                f"Got target {target}: {key} of at most {_shown(key, bound)} of {_shown(key, dense)}; the least that "
+                f"can be reached is {_shown(key, least)} ({_ceil(least / dense):g} of the dense model), with every "
+                "unit at its floor. Raise the target, lower min_ratio or divisor, or ignore fewer layers."
             )
         bounds[key] = bound if progress == 1 else int(dense - progress * (dense - bound))
     steps = make_steps(limits, rows, scope)
     return fill(steps, Budget(cost, limits, bounds))
 
 
+def _dense(key: str, target: Target, cost: Costs) -> int:
+    """Return what the dense model costs."""
+    try:
+        return cost.measure(key, cost.full)
+    except ConfigError as error:
+        if key not in LATENCY_KEYS:
+            raise
+        raise ConfigError(
+            f"Got target {target} without measured latencies; expected costs that know them. Plan with "
+            "lightning_prune.latency.plan_measured(target, mutator, scores)."
+        ) from error
+
+
+def _shown(key: str, value: int) -> str:
+    return f"{value / NANOSECONDS:.4g} ms" if key in LATENCY_KEYS else f"{value:,}"
+
+
 def _bound(key: str, amount: Amount, dense: int, batch_size: int) -> int:
     """Return the cost of the example batch not to exceed."""
+    if key == "latency_ms":
+        return min(dense, int(amount * NANOSECONDS))
     if isinstance(amount, int):
         return min(dense, amount * (batch_size if key in _PER_EXAMPLE else 1))
     return int(amount * dense)
