@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -577,8 +578,11 @@ def test_a_model_is_refused_or_computes_what_the_zero_masked_model_does(name: st
     assert assert_sound(mutator, inputs) == 0
 
 
-def test_only_the_integer_that_counts_heads_follows() -> None:
-    mutator = prepare(CountsAlike(), (torch.randn(2, 9, 7),))
+@pytest.mark.parametrize("kind", [int, np.int64], ids=["int", "NumPy"])
+def test_only_the_integer_that_counts_heads_follows(kind: type) -> None:
+    model = CountsAlike()
+    model.heads = kind(model.heads)
+    mutator = prepare(model, (torch.randn(2, 9, 7),))
     own = [f for f in mutator.graph.followers if not f.module]
     assert [(f.attribute, f.element) for f in own] == [("heads", None)]
     mutator.apply(KeepPlan({"embed_(0, 32)_out_1_in_1": (1, 4, 6)}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -294,8 +295,8 @@ def integers_of(module: nn.Module) -> Iterator[tuple[str, Element, int]]:
     for attribute, value in list(module.__dict__.items()):
         if attribute.startswith("_") or isinstance(value, bool):
             continue
-        if isinstance(value, int) and value > 1:
-            yield attribute, None, value
+        if isinstance(value, Integral) and int(value) > 1:  # NumPy's too
+            yield attribute, None, int(value)
         elif isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
             yield from ((attribute, k, v) for k, v in enumerate(value) if v > 1)
         else:

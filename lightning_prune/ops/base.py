@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -194,7 +195,7 @@ class DynamicOp(nn.Module):
                 raise ConfigError(f"Got {where} to follow, of {dense!r}; expected an element of it.")
             element = element % len(dense) if isinstance(element, int) else element
             dense = held
-        if isinstance(dense, bool) or not isinstance(dense, int) or dense != container.num_channels:
+        if isinstance(dense, bool) or not isinstance(dense, Integral) or dense != container.num_channels:
             raise ConfigError(
                 f"Got {where} = {dense!r} to follow; expected the dense {container.num_channels} channels."
             )

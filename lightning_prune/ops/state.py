@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -141,7 +142,7 @@ class DynamicState:
         value = fields[name] if name in fields else inspect.getattr_static(self.static, name, None)
         if value is None and name in fields:
             return None  # such as no padding index
-        if isinstance(value, bool) or not (isinstance(value, int | tuple | list) or is_holder(value)):
+        if isinstance(value, bool) or not (isinstance(value, Integral | tuple | list) or is_holder(value)):
             valid = [
                 attr for attr, number in fields.items() if isinstance(number, int) and not isinstance(number, bool)
             ]
