@@ -61,6 +61,7 @@ class DigitsResNet(LightningModule):
         blocks: Blocks per stage; 3 make twenty layers with weights.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: L2 penalty of SGD.
+        scale_penalty: L1 penalty on the scales of the norms, which makes some of them small (Network Slimming).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class DigitsResNet(LightningModule):
         blocks: int = 3,
         learning_rate: float = 0.1,
         weight_decay: float = 5e-4,
+        scale_penalty: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -88,7 +90,11 @@ class DigitsResNet(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         images, digits = batch
-        return F.cross_entropy(self(images), digits, label_smoothing=0.1)
+        loss = F.cross_entropy(self(images), digits, label_smoothing=0.1)
+        if penalty := self.hparams["scale_penalty"]:
+            norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+            loss = loss + penalty * sum(norm.weight.abs().sum() for norm in norms)
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         self.val_accuracy(self(batch[0]), batch[1])

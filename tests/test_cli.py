@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from omegaconf import OmegaConf
 
@@ -225,24 +227,14 @@ def test_arguments_override_the_file(tmp_path: Path) -> None:
     assert dict(found.target.costs) == {"macs": 0.25}
 
 
-def test_help_shows_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_argument_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command("--trainer.callbacks.help=PruningCallback")
-    shown = capsys.readouterr().out
-    for name in (
-        "target",
-        "importance",
-        "schedule",
-        "scope",
-        "ignore",
-        "divisor",
-        "min_ratio",
-        "compact",
-        "mutator",
-        "per_cost",
-    ):
+    shown = " ".join(capsys.readouterr().out.split())
+    documented = dict(re.findall(r"^        (\w+): (.{20})", str(PruningCallback.__doc__), flags=re.MULTILINE))
+    for name in list(inspect.signature(PruningCallback.__init__).parameters)[1:]:
         assert f"--trainer.callbacks.{name} " in shown
-    assert "the ratio of channels" in shown
+        assert documented[name] in shown
 
 
 @pytest.mark.parametrize(
@@ -253,6 +245,12 @@ def test_help_shows_every_argument(capsys: pytest.CaptureFixture[str]) -> None:
         pytest.param({"schedule": {"kind": "cubik"}}, "Did you mean 'cubic'", id="schedule"),
         pytest.param({"scope": "globalx"}, "globalx", id="scope"),
         pytest.param({"divisor": "many"}, "many", id="divisor"),
+        pytest.param({"schedule": {"kind": "cubic", "begn": 2}}, "Did you mean 'begin'", id="key of a schedule"),
+        pytest.param({"importance": {"name": "taylor", "batchs": 4}}, "Did you mean 'batches'", id="criterion"),
+        pytest.param({"target": {"macs": -1}}, "-1", id="negative target"),
+        pytest.param({"target": None}, "target", id="no target"),
+        pytest.param({"verbose": "loud"}, "loud", id="type"),
+        pytest.param({"compact": "soon"}, "soon", id="choice"),
     ],
 )
 def test_mistakes_are_named(
@@ -261,6 +259,31 @@ def test_mistakes_are_named(
     with pytest.raises((SystemExit, ValueError)) as stop:  # parsing exits, construction raises
         parsed(tmp_path, **arguments)
     assert text in capsys.readouterr().err + str(stop.value)
+
+
+FACTORY = """
+from lightning_prune import PruningCallback
+
+def callbacks():
+    return [PruningCallback(target={"macs": 0.5}, divisor=2, verbose=False)]
+"""
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["off by default", "a package that brings it"])
+def test_a_package_may_bring_the_callback(installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if installed:
+        (tmp_path / "pruning_for_all.py").write_text(FACTORY, encoding="utf-8")
+        entry = "[lightning.pytorch.callbacks_factory]\npruning = pruning_for_all:callbacks\n"
+        metadata = tmp_path / "pruning_for_all-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Name: pruning-for-all\nVersion: 1\n", encoding="utf-8")
+        (metadata / "entry_points.txt").write_text(entry, encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+    trainer = Trainer(**TRAINER)
+    model = LitNet()
+    trainer.fit(model, loader())
+    assert ("pruning/macs" in trainer.callback_metrics) == installed
+    assert (model.conv1.out_channels < 16) == installed
 
 
 def test_fit_from_the_command_line_prunes(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits.py"
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIG = str(ROOT / "configs" / "digits_resnet.yaml")
 
 
 def run(*arguments: str, cwd: Path) -> str:
@@ -25,15 +24,12 @@ def run(*arguments: str, cwd: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("config", [pytest.param(path, id=path.stem) for path in CONFIGS])
-def test_a_configuration_parses_and_prints_back(config: Path, tmp_path: Path) -> None:
-    printed = run("--config", str(config), "--print_config", cwd=tmp_path)
-    assert "PruningCallback" in printed
+def test_its_configuration_prints_back(tmp_path: Path) -> None:
+    assert "PruningCallback" in run("--config", CONFIG, "--print_config", cwd=tmp_path)
 
 
 def test_digits_ends_at_half_the_macs_in_a_checkpoint_that_loads(tmp_path: Path) -> None:
-    config = str(ROOT / "configs" / "digits_resnet.yaml")
-    printed = run("--config", config, "--trainer.max_epochs=3", "--trainer.enable_progress_bar=false", cwd=tmp_path)
+    printed = run("--config", CONFIG, "--trainer.max_epochs=3", "--trainer.enable_progress_bar=false", cwd=tmp_path)
     folder = tmp_path / "runs" / "digits"
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for model in ("dense", "pruned"):
