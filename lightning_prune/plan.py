@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,6 +14,8 @@ from rich.table import Table
 from lightning_prune.errors import PlanError
 
 __all__ = ["KeepPlan", "StructureReport", "UnitLimits", "UnitRow"]
+
+_COSTS = ("current", "dense", "minimum", "maximum")  # what a report says of each cost
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class UnitLimits:
         floor: Fewest channels that may remain, in [1, C].
         divisor: The kept count is a multiple of it, or C.
         ceiling: Most channels that may remain, in [floor, C].
+        goal: Most channels that may remain once the target is met, in [floor, C]; a goal at the floor is a fixed count.
+            On the way to the target see `at`.
     """
 
     name: str
@@ -34,6 +39,27 @@ class UnitLimits:
     floor: int = 1
     divisor: int = 1
     ceiling: int | None = None
+    goal: int | None = None
+
+    def at(self, progress: float) -> UnitLimits:
+        """Return the limits on the way to the target, without a goal: its share of the way is a ceiling.
+
+        Args:
+            progress: How far to go from dense to the goal, in [0, 1].
+
+        Example:
+            >>> limit = UnitLimits("conv", 32, "k", floor=16, divisor=8, goal=16)
+            >>> [limit.at(progress).allowed for progress in (0.0, 0.5, 1.0)]
+            [(32,), (24,), (16,)]
+        """
+        if self.goal is None:
+            return self
+        most = math.floor(self.num_channels - progress * (self.num_channels - self.goal) + 1e-9)
+        if most < self.num_channels:
+            most = max(self.goal, most // self.divisor * self.divisor)
+        ceiling = most if self.ceiling is None else min(most, self.ceiling)
+        floor = ceiling if self.floor == self.goal else min(self.floor, ceiling)
+        return replace(self, floor=floor, ceiling=ceiling, goal=None)
 
     @property
     def allowed(self) -> tuple[int, ...]:
@@ -108,13 +134,13 @@ class StructureReport:
     Args:
         units: One row per unit.
         frozen: `(tensor, axis, positions, reason)`.
-        costs: Cost key -> (current, dense, reachable minimum).
+        costs: Cost key -> (current, dense, reachable minimum, reachable maximum).
         notes: What a person should know.
     """
 
     units: tuple[UnitRow, ...]
     frozen: tuple[tuple[str, int, int, str], ...]
-    costs: Mapping[str, tuple[int, int, int]]
+    costs: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +148,7 @@ class StructureReport:
         return {
             "units": [asdict(row) for row in self.units],
             "frozen": [dict(zip(("tensor", "axis", "size", "reason"), f, strict=True)) for f in self.frozen],
-            "costs": {k: dict(zip(("current", "dense", "minimum"), v, strict=True)) for k, v in self.costs.items()},
+            "costs": {key: dict(zip(_COSTS, values, strict=True)) for key, values in self.costs.items()},
             "notes": list(self.notes),
         }
 
@@ -137,7 +163,7 @@ class StructureReport:
             table.add_row(row.name, row.axis, str(row.kept), str(row.num_channels), share, remarks)
         yield table
         costs = Table(title="Costs", title_justify="left")
-        for column in ("cost", "now", "dense", "reachable minimum"):
+        for column in ("cost", "now", "dense", "reachable minimum", "reachable maximum"):
             costs.add_column(column, justify="left" if column == "cost" else "right")
         for key, values in self.costs.items():
             costs.add_row(key, *(f"{v:,}" for v in values))

@@ -15,7 +15,11 @@ from omegaconf import OmegaConf
 
 from lightning_prune import PruningCallback
 from lightning_prune.importance import Importance, Mixture, l1
+<<<<<<< HEAD
 from lightning_prune.latency import LatencySettings
+=======
+from lightning_prune.mutator.overrides import Override
+>>>>>>> 18c283d (mutator: overrides say what holds for single units, and the report what can then be reached)
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, loader
 from tests.timing import slow
@@ -181,17 +185,27 @@ def test_other_arguments(tmp_path: Path) -> None:
         reset_monitors=False,
         regrow=False,
         per_cost="macs",
+        overrides={"head*": {"choice": 4}, "conv2*": {"min": 0.5, "max": 0.9, "divisor": 1}, "norm": {"ignore": True}},
         callback="lightning_prune.PruningCallback",
     )
     assert (found.scope, found.ignore, found.divisor, found.min_ratio) == ("local", ("head", "conv1*"), 8, 0.25)
     assert (found.compact, found.submodule, found.reset_monitors) == ("never", "conv1", False)
     assert (found.regrow, found.per_cost) == (False, "macs")
+    assert found.overrides == {
+        "head*": Override("head*", choice=4),
+        "conv2*": Override("conv2*", min=0.5, max=0.9, divisor=1),
+        "norm": Override("norm", ignore=True),
+    }
 
 
 def test_a_mutator_in_yaml(tmp_path: Path) -> None:
-    given = {"class_path": "lightning_prune.ChannelMutator", "init_args": {"ignore": ["conv1"]}}
+    given = {
+        "class_path": "lightning_prune.ChannelMutator",
+        "init_args": {"ignore": ["conv1"], "overrides": {"*": {"max": 0.5}}},
+    }
     mutator = parsed(tmp_path, mutator=given).mutator
     assert mutator is not None
+    assert mutator.overrides == {"*": Override("*", max=0.5)}
     assert mutator.ignore == ("conv1",)
 
 
@@ -207,7 +221,8 @@ def test_a_mutator_in_yaml(tmp_path: Path) -> None:
 def test_what_is_printed_can_be_read_back(
     importance: Any, schedule: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = config(tmp_path, target={"macs": 0.5}, importance=importance, schedule=schedule)
+    units = {"conv1*": {"min": 0.5}}
+    file = config(tmp_path, target={"macs": 0.5}, importance=importance, schedule=schedule, overrides=units)
     with pytest.raises(SystemExit) as stop:
         command("--config", file, "--print_config")
     assert stop.value.code == 0
@@ -216,6 +231,7 @@ def test_what_is_printed_can_be_read_back(
     first, again = (callback_of(command("--config", str(path))) for path in (file, printed))
     assert (first.target, first.importance, first.schedule) == (again.target, again.importance, again.schedule)
     assert (first.ignore, first.divisor, first.scope) == (again.ignore, again.divisor, again.scope)
+    assert first.overrides == again.overrides == {"conv1*": Override("conv1*", min=0.5)}
 
 
 def test_arguments_override_the_file(tmp_path: Path) -> None:
@@ -230,9 +246,26 @@ def test_arguments_override_the_file(tmp_path: Path) -> None:
 def test_help_shows_every_argument_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command("--trainer.callbacks.help=PruningCallback")
+<<<<<<< HEAD
     shown = " ".join(capsys.readouterr().out.split())
     documented = dict(re.findall(r"^        (\w+): (.{20})", str(PruningCallback.__doc__), flags=re.MULTILINE))
     for name in list(inspect.signature(PruningCallback.__init__).parameters)[1:]:
+=======
+    shown = capsys.readouterr().out
+    for name in (
+        "target",
+        "importance",
+        "schedule",
+        "scope",
+        "ignore",
+        "divisor",
+        "min_ratio",
+        "compact",
+        "mutator",
+        "per_cost",
+        "overrides",
+    ):
+>>>>>>> 18c283d (mutator: overrides say what holds for single units, and the report what can then be reached)
         assert f"--trainer.callbacks.{name} " in shown
         assert documented[name] in shown
 
@@ -245,12 +278,16 @@ def test_help_shows_every_argument_with_its_docstring(capsys: pytest.CaptureFixt
         pytest.param({"schedule": {"kind": "cubik"}}, "Did you mean 'cubic'", id="schedule"),
         pytest.param({"scope": "globalx"}, "globalx", id="scope"),
         pytest.param({"divisor": "many"}, "many", id="divisor"),
+<<<<<<< HEAD
         pytest.param({"schedule": {"kind": "cubic", "begn": 2}}, "Did you mean 'begin'", id="key of a schedule"),
         pytest.param({"importance": {"name": "taylor", "batchs": 4}}, "Did you mean 'batches'", id="criterion"),
         pytest.param({"target": {"macs": -1}}, "-1", id="negative target"),
         pytest.param({"target": None}, "target", id="no target"),
         pytest.param({"verbose": "loud"}, "loud", id="type"),
         pytest.param({"compact": "soon"}, "soon", id="choice"),
+=======
+        pytest.param({"overrides": {"conv1": {"mx": 0.5}}}, "Did you mean 'max'", id="overrides"),
+>>>>>>> 18c283d (mutator: overrides say what holds for single units, and the report what can then be reached)
     ],
 )
 def test_mistakes_are_named(

@@ -438,8 +438,9 @@ def test_a_report_tells_units_costs_and_reasons() -> None:
     assert row["layers"] == ("feature.0", "feature.1")
     dense = 2 * (16 * 27 * 8 + 4 * 72 * 16 + 16000)
     assert row["macs_share"] == pytest.approx(2 * (16 * 27 * 7 + 4 * 9 * 7 * 16) / dense)
-    assert found["costs"]["macs"] == {"current": mutator.cost().macs, "dense": dense, "minimum": 2 * (432 + 36 + 1000)}
-    assert found["costs"]["channels"] == {"current": 20, "dense": 24, "minimum": 2}
+    reach = {"minimum": 2 * (432 + 36 + 1000), "maximum": dense}
+    assert found["costs"]["macs"] == {"current": mutator.cost().macs, "dense": dense, **reach}
+    assert found["costs"]["channels"] == {"current": 20, "dense": 24, "minimum": 2, "maximum": 24}
     assert {"tensor": "head.weight", "axis": 0, "size": 1000, "reason": "model output"} in found["frozen"]
     text = str(mutator.report())
     for part in (FIRST, "head.weight", "model output", f"{dense:,}"):

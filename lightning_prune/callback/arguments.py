@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_prune.errors import ConfigError, did_you_mean
 
-__all__ = ["checked_divisor", "checked_globs", "checked_name", "checked_ratio"]
+__all__ = ["check_own_mutator", "checked_divisor", "checked_globs", "checked_name", "checked_ratio"]
 
 
 def checked_name(argument: str, value: Any, valid: Iterable[str]) -> str:
@@ -58,3 +58,14 @@ def checked_globs(value: str | Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(glob, str) for glob in globs):
         raise ConfigError(f"Got ignore={value!r} for PruningCallback; expected globs over module and parameter names.")
     return globs
+
+
+def check_own_mutator(mutator: Any, **given: Any) -> None:
+    """Check that a mutator of the user comes without what it has itself.
+
+    Raises:
+        ConfigError: Something of `given` is given beside it.
+    """
+    for name, value in given.items():
+        if mutator is not None and value is not None:
+            raise ConfigError(f"Got mutator= together with {name}=; give {name} to the ChannelMutator instead.")

@@ -33,6 +33,7 @@ from lightning_prune.graph import CostModel
 from lightning_prune.importance import Importance, resolve_importance
 from lightning_prune.latency import LatencyCosts, LatencyOutcome, LatencySettings, resolve_latency
 from lightning_prune.mutator import ChannelMutator
+from lightning_prune.mutator.overrides import parse_overrides
 from lightning_prune.ops import dynamic_ops, to_static_
 from lightning_prune.ops.removed import put_back_
 from lightning_prune.ops.structure import remembered_structure, set_masks_
@@ -73,13 +74,17 @@ class PruningCallback(Callback):
         ignore: Globs over module and parameter names; a matching layer keeps its outputs, its inputs follow.
         divisor: Kept counts are multiples of it, on axes of at least twice as many channels.
         min_ratio: What at least remains of each unit, in [0, 1].
+        overrides: What holds for some units instead, by unit name or glob over units and the layers that make them:
+            ``{"layer1*": {"min": 0.5, "max": 0.9}, "head*": {"choice": 32}, "stem*": {"ignore": True}}``, also
+            "divisor". They go before the target; a ceiling or choice is reached gradually, as the target is. A full
+            name goes before a glob, a later glob before an earlier one.
         compact: When the model becomes small plain layers: "end" (after the schedule), "each" (after every firing) or
             "never" (masks stay; `export_pruned` makes a small copy).
         example_input: What the model is traced with: a tensor, a tuple (positional) or a mapping (keywords). None takes
             the module's `example_input_array`, else two items of the training set.
         submodule: Dotted name of the part to prune; everything outside keeps its parameters, and the target is relative
             to the part. `example_input` is then its input.
-        mutator: A `ChannelMutator` of your own, instead of `ignore` and `example_input`.
+        mutator: A `ChannelMutator` of your own, instead of `ignore`, `overrides` and `example_input`.
         verbose: Whether rank 0 prints a table of the units at the end, and a line at each firing.
         reset_monitors: Whether `ModelCheckpoint` and `EarlyStopping` forget their best score when the structure
             changes, so that a bigger model does not win over the pruned one.
@@ -117,6 +122,7 @@ class PruningCallback(Callback):
         regrow: bool = True,
         per_cost: str | None = None,
         latency: LatencySettings | dict[str, Any] | None = None,
+        overrides: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.target = parse_target(target)
@@ -135,9 +141,10 @@ class PruningCallback(Callback):
         self.regrow = regrow
         self.per_cost = None if per_cost is None else arguments.checked_name("per_cost", per_cost, COST_KEYS)
         self._timing = Timing(None if latency is None else resolve_latency(latency), self.target, self.per_cost)
-        if mutator is not None and (self.ignore or example_input is not None):
-            given = "ignore" if self.ignore else "example_input"
-            raise ConfigError(f"Got mutator= together with {given}=; give {given} to the ChannelMutator instead.")
+        self.overrides = parse_overrides(overrides)
+        arguments.check_own_mutator(
+            mutator, ignore=self.ignore or None, overrides=self.overrides or None, example_input=example_input
+        )
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
         self._collector = Collector(self.importance)
@@ -175,7 +182,9 @@ class PruningCallback(Callback):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, root: nn.Module) -> None:
         """Trace and convert the dense model; on failure it is as it was."""
         small, was_dynamic = remembered_structure(pl_module), bool(dynamic_ops(pl_module))
-        mutator = self._own_mutator or ChannelMutator(ignore=self.ignore, example_input=self.example_input)
+        mutator = self._own_mutator or ChannelMutator(
+            ignore=self.ignore, example_input=self.example_input, overrides=self.overrides
+        )
         first = next(pl_module.parameters(), None)
         self._home = (torch.device("cpu") if first is None else first.device, pl_module._dtype)
         try:

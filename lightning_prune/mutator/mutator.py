@@ -26,7 +26,8 @@ from lightning_prune.mutator.arguments import (
     split_input,
     units_matching,
 )
-from lightning_prune.mutator.describe import describe_structure, limits_of
+from lightning_prune.mutator.describe import describe_structure
+from lightning_prune.mutator.overrides import Override, limits_of, match_overrides, parse_overrides
 from lightning_prune.mutator.rebuild import Prepared, rebuild_parts, remember_
 from lightning_prune.ops import DynamicOp, dynamic_ops, see_through, static_view, to_static_
 from lightning_prune.plan import KeepPlan, StructureReport, UnitLimits
@@ -52,6 +53,8 @@ class ChannelMutator:
         strict: Raise where something cannot be certified, instead of freezing it.
         tie_kinds: Make one unit of all isomorphic ones (equal but for layer numbers), so that every layer of a kind
             keeps the same channels: then one number says the width of them all.
+        overrides: What plans may do with some units, by unit name or glob over units and the layers that make them:
+            `{"layer1*": {"min": 0.5, "max": 0.9}, "head*": {"choice": 32}, "stem*": {"ignore": True}}`, also "divisor".
 
     Raises:
         ConfigError: An argument that does not fit.
@@ -77,11 +80,13 @@ class ChannelMutator:
         ops: Mapping[type[nn.Module], type[DynamicOp]] | None = None,
         strict: bool = False,
         tie_kinds: bool = False,
+        overrides: Mapping[str, Mapping[str, Any] | Override] | None = None,
     ) -> None:
         self.unit_type, self.default_args, own = parse_channel_unit(channel_unit)
         self.example_input = example_input
         self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         self.ops = ops
+        self.overrides = parse_overrides(overrides)
         self._options: dict[str, Any] = {"rules": check_rules(rules), "strict": strict, "tie_kinds": tie_kinds}
         self.units: list[MutableChannelUnit] = []
         self._entries = {**own, **(written.load_plain(units) if units is not None else {})}
@@ -118,8 +123,8 @@ class ChannelMutator:
 
         Raises:
             ConfigError: No example input, this mutator already has a model, a model without parameters or with lazy
-                ones, a structure of another model, or an entry for a unit that does not exist or does not take it. The
-                model is unchanged.
+                ones, a structure of another model, or an entry or override for a unit that does not exist or does not
+                take it. The model is unchanged.
             TraceError: The model's own forward fails on the example input. The model is unchanged.
         """
         if self._model is not None:
@@ -137,6 +142,7 @@ class ChannelMutator:
                 self._prepare_from_trace(model)
             self._model = model
             self._apply_entries()
+            self.limits()  # what overrides ask for exists
         except Exception:
             if was_plain:
                 to_static_(model)  # nothing is cut: it is as it was
@@ -371,17 +377,23 @@ class ChannelMutator:
         return self.graph.cost.cost(self.counts(choices))
 
     def limits(self, divisor: int = 1, min_ratio: float = 0.0) -> list[UnitLimits]:
-        """Return what a plan may do with each unit; a fixed one stays at the count it has.
+        """Return what a plan may do with each unit, overrides included; a fixed one stays at the count it has.
 
         Args:
             divisor: Kept counts are multiples of it, on channel axes of at least twice as many channels.
             min_ratio: Floor of what remains, beside each unit's own.
         """
-        return [limits_of(unit, divisor, min_ratio) for unit in self.units]
+        own = match_overrides(self.overrides, self.units)
+        return [limits_of(unit, divisor, min_ratio, own.get(unit.name)) for unit in self.units]
 
-    def report(self) -> StructureReport:
-        """Return every unit with its share of the cost, every frozen axis with the reason, and what else to know."""
-        report = describe_structure(self.graph, self.units, self.counts())
+    def report(self, divisor: int = 1, min_ratio: float = 0.0) -> StructureReport:
+        """Return every unit with its share of the cost, what can be reached, and every frozen axis with its reason.
+
+        Args:
+            divisor: As in `limits`, for what can be reached.
+            min_ratio: As in `limits`, for what can be reached.
+        """
+        report = describe_structure(self.graph, self.limits(divisor, min_ratio), self.counts())
         notes = rebuild_parts(self.model, self._prepared)[1] if self._prepared is not None else []
         return replace(report, notes=(*report.notes, *notes))
 

@@ -95,7 +95,8 @@ def reachable_range(key: str, limits: Sequence[UnitLimits], cost: Costs) -> tupl
     if key not in COST_KEYS:
         raise ConfigError(f"Got cost {key!r}. {did_you_mean(key, COST_KEYS)}")
     budget = Budget(cost, limits, {})
-    ends = np.array([(limit.allowed[0], limit.allowed[-1]) for limit in limits], np.int64).reshape(-1, 2)
+    allowed = [limit.at(1.0).allowed for limit in limits]
+    ends = np.array([(counts[0], counts[-1]) for counts in allowed], np.int64).reshape(-1, 2)
     return cost.measure(key, budget.spread(ends[:, 0])), cost.measure(key, budget.spread(ends[:, 1]))
 
 
@@ -141,7 +142,7 @@ def _follow_choices(target: Target, limits: Sequence[UnitLimits], cost: Costs, p
                 f"(0, 1] or a count up to {limit.num_channels}."
             )
         ratio = choice / limit.num_channels if isinstance(choice, int) else choice
-        counts.append(_snap(limit, limit.num_channels * (1.0 - progress * (1.0 - ratio))))
+        counts.append(_snap(limit.at(progress), limit.num_channels * (1.0 - progress * (1.0 - ratio))))
     return np.array(counts, np.int64)
 
 
@@ -189,10 +190,10 @@ def _fill_costs(
             raise PlanError(
                 f"Got target {target}: {key} of at most {_shown(key, bound)} of {_shown(key, dense)}; the least that "
                 f"can be reached is {_shown(key, least)} ({_ceil(least / dense):g} of the dense model), with every "
-                "unit at its floor. Raise the target, lower min_ratio or divisor, or ignore fewer layers."
+                "unit at its floor. Raise the target, lower min_ratio, divisor or what overrides keep, or ignore fewer layers."
             )
         bounds[key] = bound if progress == 1 else int(dense - progress * (dense - bound))
-    steps = make_steps(limits, rows, scope)
+    steps = make_steps([limit.at(progress) for limit in limits], rows, scope)
     return fill(steps, Budget(cost, limits, bounds))
 
 
