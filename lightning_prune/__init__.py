@@ -8,6 +8,7 @@ from lightning_prune.export import export_pruned
 from lightning_prune.graph import register_attributes
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.schedule import Schedule
+from lightning_prune.sensitivity import sensitivity
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "export_pruned",
     "load_pruned",
     "register_attributes",
+    "sensitivity",
 ]

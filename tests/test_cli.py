@@ -14,13 +14,11 @@ from lightning.pytorch.cli import LightningCLI
 from omegaconf import OmegaConf
 
 from lightning_prune import PruningCallback
-from lightning_prune.importance import Importance, Mixture, l1
-<<<<<<< HEAD
+from lightning_prune.importance import Importance, Mixture, SensitivityScores, l1
 from lightning_prune.latency import LatencySettings
-=======
 from lightning_prune.mutator.overrides import Override
->>>>>>> 18c283d (mutator: overrides say what holds for single units, and the report what can then be reached)
 from lightning_prune.ops import dynamic_ops
+from lightning_prune.sensitivity import SensitivityRow, SensitivityTable
 from tests.lit import QUIET, LitNet, loader
 from tests.timing import slow
 
@@ -198,6 +196,17 @@ def test_other_arguments(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("by_path", [False, True], ids=["name", "class path"])
+def test_what_was_measured_as_importance(by_path: bool, tmp_path: Path) -> None:
+    row = SensitivityRow("conv1", 16, (8,), (2.0,))
+    SensitivityTable("val_loss", "min", 1.0, (0.5,), (row,)).save(tmp_path / "table.json")
+    given: dict[str, Any] = {"table": str(tmp_path / "table.json"), "of": "l2"}
+    path = {"class_path": "lightning_prune.importance.SensitivityScores", "init_args": given}
+    found = parsed(tmp_path, importance=path if by_path else {"name": "sensitivity", **given}).importance
+    assert isinstance(found, SensitivityScores)
+    assert found.of == Importance("l2")
+
+
 def test_a_mutator_in_yaml(tmp_path: Path) -> None:
     given = {
         "class_path": "lightning_prune.ChannelMutator",
@@ -246,26 +255,9 @@ def test_arguments_override_the_file(tmp_path: Path) -> None:
 def test_help_shows_every_argument_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command("--trainer.callbacks.help=PruningCallback")
-<<<<<<< HEAD
     shown = " ".join(capsys.readouterr().out.split())
     documented = dict(re.findall(r"^        (\w+): (.{20})", str(PruningCallback.__doc__), flags=re.MULTILINE))
     for name in list(inspect.signature(PruningCallback.__init__).parameters)[1:]:
-=======
-    shown = capsys.readouterr().out
-    for name in (
-        "target",
-        "importance",
-        "schedule",
-        "scope",
-        "ignore",
-        "divisor",
-        "min_ratio",
-        "compact",
-        "mutator",
-        "per_cost",
-        "overrides",
-    ):
->>>>>>> 18c283d (mutator: overrides say what holds for single units, and the report what can then be reached)
         assert f"--trainer.callbacks.{name} " in shown
         assert documented[name] in shown
 
@@ -278,16 +270,13 @@ def test_help_shows_every_argument_with_its_docstring(capsys: pytest.CaptureFixt
         pytest.param({"schedule": {"kind": "cubik"}}, "Did you mean 'cubic'", id="schedule"),
         pytest.param({"scope": "globalx"}, "globalx", id="scope"),
         pytest.param({"divisor": "many"}, "many", id="divisor"),
-<<<<<<< HEAD
         pytest.param({"schedule": {"kind": "cubic", "begn": 2}}, "Did you mean 'begin'", id="key of a schedule"),
         pytest.param({"importance": {"name": "taylor", "batchs": 4}}, "Did you mean 'batches'", id="criterion"),
         pytest.param({"target": {"macs": -1}}, "-1", id="negative target"),
         pytest.param({"target": None}, "target", id="no target"),
         pytest.param({"verbose": "loud"}, "loud", id="type"),
         pytest.param({"compact": "soon"}, "soon", id="choice"),
-=======
         pytest.param({"overrides": {"conv1": {"mx": 0.5}}}, "Did you mean 'max'", id="overrides"),
->>>>>>> 18c283d (mutator: overrides say what holds for single units, and the report what can then be reached)
     ],
 )
 def test_mistakes_are_named(

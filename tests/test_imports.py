@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedule": set(),
     "targets": {"graph.cost"},
     "latency": {"graph.cost", "mutator", "targets"},
-    "sensitivity": {"mutator", "importance"},
+    "sensitivity": {"graph.generators", "ops", "units", "mutator", "importance"},
     "recovery": {"units", "mutator"},
     "compact": {"mutator", "ops"},
     "export": {"mutator", "ops"},

@@ -66,7 +66,8 @@ class PruningCallback(Callback):
             training batches before a firing: "taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"; a
             firing at epoch 0 waits inside it for them. Or a mapping of `Importance`'s arguments and the criterion's
             own, ``{"name": "taylor", "batches": 16}``; a mixture, ``{"name": "mixture", "of": {"l1": 1, "taylor":
-            0.5}}``; a function ``unit -> scores [C]``, or its import path.
+            0.5}}``; what was measured, ``{"name": "sensitivity", "table": path}``; a function ``unit -> scores [C]``,
+            or its import path.
         schedule: When and how fast: the name of a curve ("one_shot", "linear", "cubic", "exponential"), a mapping of
             `Schedule`'s arguments, a `Schedule`, or a function progress -> progress.
         scope: How channels compete: "global" (one threshold), "isomorphic" (one inside each kind of unit) or "local"

@@ -8,6 +8,7 @@ from lightning_prune.importance.fisher import fisher
 from lightning_prune.importance.gradient import hessian, taylor, taylor2
 from lightning_prune.importance.layers import weight_spans
 from lightning_prune.importance.magnitude import bn_scale, l1, l2, lp, random
+from lightning_prune.importance.measured import SensitivityScores
 from lightning_prune.importance.mixture import Mixture
 from lightning_prune.importance.relative import fpgm, lamp
 from lightning_prune.importance.resolve import resolve_importance
@@ -21,6 +22,7 @@ __all__ = [
     "Importance",
     "Mixture",
     "Scorer",
+    "SensitivityScores",
     "activation",
     "apoz",
     "bn_scale",

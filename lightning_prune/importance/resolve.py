@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from lightning_prune.importance.scorer import IMPORTANCES, Importance, Scorer, a
 
 __all__ = ["resolve_importance"]
 
+_SENSITIVITY = "lightning_prune.importance.measured.SensitivityScores"  # it resolves what it ranks by here
+
 
 def resolve_importance(importance: Scorer | Callable[..., Tensor] | Mapping[str, Any] | str) -> Scorer:
     """Return the object that scores units.
@@ -22,8 +24,9 @@ def resolve_importance(importance: Scorer | Callable[..., Tensor] | Mapping[str,
     Args:
         importance: The name of a built-in, a function unit -> float `[C]`, the import path of such a function or of a
             class whose instances score, a mapping (DictConfig too) of `Importance`'s arguments and the function's own,
-            of `class_path` and `init_args`, or of a mixture: ``{"name": "mixture", "of": {"l1": 1, "taylor": 0.5}}``,
-            or an object with a method `scores`, returned as is.
+            of `class_path` and `init_args`, of a mixture: ``{"name": "mixture", "of": {"l1": 1, "taylor": 0.5}}``, or
+            of what was measured: ``{"name": "sensitivity", "table": path, "of": "l1"}``; or an object with a method
+            `scores`, returned as is.
 
     Returns:
         An object whose `scores(units, scope)` gives unit name -> float32 `[C]` on the CPU.
@@ -55,6 +58,8 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Scorer:
     """Build from `class_path` and `init_args`, or from the arguments of `Importance` and of its function."""
     if mapping.get("name") == "mixture" and "of" in mapping:
         return _mixture(mapping)
+    if mapping.get("name") == "sensitivity" and "table" in mapping:
+        return cast(Scorer, _made(cast(type, load(_SENSITIVITY)), _without(dict(mapping), "name")))
     if "class_path" not in mapping:
         return _importance(mapping)
     for key in mapping:

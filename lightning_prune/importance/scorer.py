@@ -249,6 +249,11 @@ def load(path: object) -> object:
             "Got importance 'mixture' without its parts; expected a mapping such as {'name': 'mixture', 'of': "
             "{'l1': 1, 'taylor': 0.5}}."
         )
+    if path == "sensitivity":
+        raise ConfigError(
+            "Got importance 'sensitivity' without what was measured; expected a mapping such as {'name': "
+            "'sensitivity', 'table': 'sensitivity.json'}, of what lightning_prune.sensitivity(...).save wrote."
+        )
     module, _, name = path.rpartition(".")
     if not module:
         raise ConfigError(f"Got importance {path!r}. {did_you_mean(path, IMPORTANCES)} Or a path 'package.function'.")

@@ -190,7 +190,8 @@ def _fill_costs(
             raise PlanError(
                 f"Got target {target}: {key} of at most {_shown(key, bound)} of {_shown(key, dense)}; the least that "
                 f"can be reached is {_shown(key, least)} ({_ceil(least / dense):g} of the dense model), with every "
-                "unit at its floor. Raise the target, lower min_ratio, divisor or what overrides keep, or ignore fewer layers."
+                "unit at its floor. Raise the target, lower min_ratio, divisor or what overrides keep, or ignore fewer "
+                "layers."
             )
         bounds[key] = bound if progress == 1 else int(dense - progress * (dense - bound))
     steps = make_steps([limit.at(progress) for limit in limits], rows, scope)
