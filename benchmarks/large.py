@@ -12,6 +12,7 @@ import argparse
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.common import describe_environment, summarize, write_result
 from benchmarks.process import run_apart
@@ -31,14 +32,19 @@ TOKENS = (1, 16)
 LIMITS = {"seconds": 15, "peak_mib": 2048}
 
 
-def analyze_and_halve() -> dict[str, Any]:
-    """Return seconds and memory of the analysis, the same after halving, and what was found."""
+def make_llama() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Return the model and its example input, both on the meta device."""
     import transformers  # type: ignore[import-not-found, unused-ignore]
 
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
-        tokens = torch.zeros(TOKENS, dtype=torch.long)
-    mutator = ChannelMutator(SequentialMutableChannelUnit, {"input_ids": tokens})  # without values no scores
+        return model, {"input_ids": torch.zeros(TOKENS, dtype=torch.long)}
+
+
+def analyze_and_halve() -> dict[str, Any]:
+    """Return seconds and memory of the analysis, the same after halving, and what was found."""
+    model, example = make_llama()
+    mutator = ChannelMutator(SequentialMutableChannelUnit, example)  # without values no scores
     analysis = measured(lambda: mutator.prepare_from_supernet(model))
     halving = measured(lambda: mutator.set_choices({"*": 0.5}))
     dense = mutator.cost({unit.name: 1.0 for unit in mutator.units})
