@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import resource
 import traceback
@@ -29,6 +30,7 @@ def run_apart(function: Callable[..., Any], *args: Any, limit_s: float, limit_gi
     Raises:
         RuntimeError: What went wrong there, and where; or the limit.
     """
+    gc.freeze()  # or the collector of the copy would write to all that was imported, and copy its memory
     receive, send = FORK.Pipe(duplex=False)
     process = FORK.Process(target=_run_here, args=(send, limit_gib, function, args))
     process.start()

@@ -113,6 +113,8 @@ def _part(value: Any, moves: bool) -> Any:
         return Tensor, value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, (list, tuple)):
         return type(value), tuple([_part(v, moves) for v in value])
-    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device, torch.memory_format)):
+    if value is None or isinstance(
+        value, (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+    ):
         return type(value), value
     raise _NoKeyError

@@ -24,6 +24,7 @@ from lightning_prune.graph.shortcuts import make_fake
 __all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
 
 _OWN = frozenset({"_parameters", "_buffers", "training"})
+_HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict)) - _OWN - {"_modules"}
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -230,10 +231,10 @@ class Sandbox:
             What `call` returned.
         """
         restored = self._restored(frozenset(attributes or ()))
-        with self.without_gradients(), _quiet(), self.memos.left_out(), restored:
+        with self.without_gradients(), _quiet(), self.memos.left_out(), restored as modules:
             reset_caches(self.model, self.caches)  # the model may have run meanwhile
             observer.stand_ins = tensors
-            for module in self.model.modules():
+            for module in modules.values():
                 if isinstance(module, torch.jit.ScriptModule):  # its tensors are out of reach, and frozen for that
                     module.training = train
                     continue
@@ -247,7 +248,6 @@ class Sandbox:
                     listed = module.__dict__["_flat_weights"]
                     module.__dict__["_flat_weights"] = [t if t is None else tensors.get(id(t), t) for t in listed]
                     module.__dict__["flatten_parameters"] = _do_nothing  # it moves the memory of real weights
-            modules = dict(self.model.named_modules()) if attributes else {}
             for (name, attribute), value in (attributes or {}).items():
                 modules[name].__dict__[attribute] = value
             if self.fake:
@@ -257,22 +257,28 @@ class Sandbox:
                 return call()
 
     @contextmanager
-    def _restored(self, rewritten: frozenset[tuple[str, str]]) -> Iterator[None]:
+    def _restored(self, rewritten: frozenset[tuple[str, str]]) -> Iterator[dict[str, nn.Module]]:
         """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
-        scripted = [m for m in self.model.modules() if isinstance(m, torch.jit.ScriptModule)]
+        named = dict(self.model.named_modules())
+        scripted = [m for m in named.values() if isinstance(m, torch.jit.ScriptModule)]
         flags = [m.training for m in scripted]
         buffers = [(b, b.detach().clone()) for m in scripted for b in m.buffers(recurse=False)]
-        modules = {name: m for name, m in self.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
+        modules = {name: m for name, m in named.items() if not isinstance(m, torch.jit.ScriptModule)}
         saved = {name: dict(module.__dict__) for name, module in modules.items()}
         contents = {
-            name: {k: (v, v.copy()) for k, v in attributes.items() if isinstance(v, CONTAINERS) and k not in _OWN}
+            name: {
+                key: (value, value.copy())
+                for key, value in attributes.items()
+                if isinstance(value, CONTAINERS) and key not in _OWN and (value or key not in _HOOKS)
+            }
             for name, attributes in saved.items()
         }
+        no_hooks = [held for attributes in saved.values() for key in _HOOKS if not (held := attributes.get(key))]
         random_state = [*global_generators(), *own_generators(saved.values())]
         try:
             for generator in random_state:
                 generator.seed(0)  # of every run: a model that skips blocks at random skips the same ones
-            yield
+            yield named
         finally:
             for generator in random_state:
                 generator.restore()
@@ -284,6 +290,9 @@ class Sandbox:
                 self._note_changes(name, module.__dict__, saved[name], contents[name], rewritten)
                 module.__dict__.clear()
                 module.__dict__.update(saved[name])
+            for hooks in no_hooks:
+                if hooks:
+                    hooks.clear()
             for container, copy in (pair for held in contents.values() for pair in held.values()):
                 if differ(container, copy):
                     refill(container, copy)

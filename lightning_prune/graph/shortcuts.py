@@ -21,7 +21,7 @@ from lightning_prune.graph.rules.recurrent import Weights, weights_of
 __all__ = ["make_fake", "make_fake_of", "shortcut"]
 
 _IN_PLACE = frozenset(
-    f"aten::{n}_" for n in ("relu", "silu", "hardswish", "hardtanh", "hardsigmoid", "relu6", "dropout")
+    f"aten::{n}_" for n in ("relu", "silu", "hardswish", "hardtanh", "hardsigmoid", "relu6", "dropout", "bernoulli")
 )
 _SAME_SHAPE = frozenset(
     f"aten::{n}"
@@ -30,7 +30,7 @@ _SAME_SHAPE = frozenset(
         *("relu", "gelu", "silu", "hardswish", "hardsigmoid", "hardtanh", "relu6"),
     )
 )
-_PAIRS = frozenset(f"aten::{n}" for n in ("add", "mul", "sub", "div", "add_", "mul_"))
+_PAIRS = frozenset(f"aten::{n}" for n in ("add", "mul", "sub", "div", "add_", "mul_", "sub_", "div_"))
 _CONVOLUTIONS = frozenset({"aten::conv1d", "aten::conv2d", "aten::conv3d"})
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _RECURRENT = {f"aten::{kind}": gates for kind, gates in _GATES.items()}
