@@ -293,3 +293,11 @@ def test_what_is_parsed_stays_as_it_is() -> None:
     assert parsed == {"a*": Override("a*", min=1.0)}
     assert parse_overrides(parsed) == parsed
     assert parse_overrides(None) == {}
+
+
+def test_arguments_of_units_by_glob() -> None:
+    """Those of the mutator's `units`: a full name goes before a glob, a later glob before an earlier one."""
+    entries = {FIRST: {"init_args": {"min_value": 5}}, "*": {"init_args": {"min_value": 3}}}
+    assert [x.floor for x in prepared(units=entries).limits()] == [5, 3, 3]
+    entries = {"*": {"init_args": {"min_value": 3}}, "block*": {"init_args": {"min_value": 7}}}
+    assert [x.floor for x in prepared(units=entries).limits()] == [3, 7, 7]

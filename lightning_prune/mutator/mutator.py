@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,8 @@ class ChannelMutator:
         self.units = list(by_name.values())
 
     def _make_unit(self, num_channels: int, name: str) -> MutableChannelUnit:
-        entry = self._entries.get(name)
+        globbed = [entry for pattern, entry in self._entries.items() if fnmatchcase(name, pattern)]
+        entry = self._entries.get(name, globbed[-1] if globbed else None)
         arguments = dict(entry.get("init_args") or {}) if isinstance(entry, Mapping) else {}
         size = arguments.pop("num_channels", num_channels)
         if size != num_channels:
