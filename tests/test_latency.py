@@ -333,7 +333,18 @@ def test_planning_leaves_the_model_alone(mutator: ChannelMutator) -> None:
 def test_a_plan_is_really_measured(mutator: ChannelMutator) -> None:
     latency = {"rounds": 3, "warm_up": 1, "threads": 1, "batch_size": 4, "corrections": 0}
     outcome = plan_measured({"latency_ms": 1e4, "macs": 0.5}, mutator, scores_of(mutator), latency=latency)
-    assert (outcome.chosen.time.rounds, outcome.chosen.time.batch_size, outcome.corrections) == (3, 4, 0)
+    assert (outcome.chosen.time.rounds % 3, outcome.chosen.time.batch_size, outcome.corrections) == (0, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("noise", "blocks"),
+    [pytest.param((0.99, 1, 1.01), 1, id="quiet"), pytest.param((0.7, 1, 1.3), 5, id="busy")],
+)
+def test_a_plan_is_measured_for_longer_on_a_busy_machine(mutator: ChannelMutator, noise: Any, blocks: int) -> None:
+    clock = FakeClock(lambda model: law(model, 1), noise=noise)
+    outcome = plan(mutator, {"latency": 0.6}, clock)
+    assert outcome.chosen.time.rounds == 3 * blocks
+    assert clock.calls.count(["dense", "pruned"]) == blocks * len(outcome.attempts)
 
 
 def test_a_latency_without_a_table_says_how_to_get_one(mutator: ChannelMutator) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,10 @@ class Measurement:
         A ratio of neighbours in time is freer of what the machine does besides than a ratio of medians.
         """
         return Quartiles.of(np.array(self.times_ms) / np.array(other.times_ms))
+
+    def joined(self, more: Measurement) -> Measurement:
+        """Return this one with the rounds of another one of the same model."""
+        return replace(self, times_ms=self.times_ms + more.times_ms)
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread" + "s" * (self.threads > 1)

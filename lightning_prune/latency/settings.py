@@ -23,7 +23,7 @@ class LatencySettings:
         backend: "eager", "compile" or "onnxruntime". The last two build every model that is measured anew.
         device: Where to run, such as "cpu"; None takes the device that the model is on.
         batch_size: Examples of one forward; None takes those of the example input.
-        rounds: Timed forwards of each model, in turns.
+        rounds: Timed forwards of each model, in turns; of a plan up to five times as many, where they vary much.
         warm_up: Forwards of each before.
         threads: Of the CPU; None takes `torch.get_num_threads()`.
         corrections: How often at most a plan is made anew because its measured model misses the target.
