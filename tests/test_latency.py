@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_prune import ChannelMutator
+from lightning_prune import ChannelMutator, export_pruned
 from lightning_prune.errors import CheckpointError, ConfigError, PlanError
 from lightning_prune.importance import l1
 from lightning_prune.latency import (
@@ -28,6 +28,8 @@ from lightning_prune.latency import (
     plan_measured,
     resolve_latency,
 )
+from lightning_prune.mutator.preview import preview
+from lightning_prune.plan import KeepPlan
 from lightning_prune.targets import make_plan, reachable_range
 from tests.timing import FakeClock, law
 
@@ -328,6 +330,35 @@ def test_planning_leaves_the_model_alone(mutator: ChannelMutator) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     mutator.apply(outcome.plan)
     assert mutator.current_plan() == outcome.plan
+
+
+class Caching(nn.Module):
+    """Keeps a tensor of the width of its channels from the first forward in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+        self.shift = nn.Parameter(torch.randn(16, 1, 1))
+        self.cached: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.cached is None:
+            self.cached = self.shift.exp()
+        return self.two(self.one(x) + self.cached)
+
+
+def test_a_preview_is_what_the_plan_would_give_whatever_the_model_has_cached() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    mutator = ChannelMutator(example_input=x)
+    mutator.prepare_from_supernet(Caching())
+    wanted = KeepPlan({mutator.units[0].name: (0, 3, 5, 12)})
+    with torch.no_grad():
+        mutator.model.eval()(x)
+        found = preview(mutator, wanted)(x)
+        mutator.apply(wanted)
+        assert torch.equal(found, export_pruned(mutator.model)(x))
+    with pytest.raises(PlanError, match="Got a plan for unit 'conv'"):
+        preview(mutator, KeepPlan({"conv": (0,)}))
 
 
 def test_a_plan_is_really_measured(mutator: ChannelMutator) -> None:
