@@ -15,7 +15,15 @@ from lightning_prune.mutator.config import load_plain
 from lightning_prune.plan import KeepPlan
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
 
-__all__ = ["check_model", "check_plan", "check_unit_arguments", "parse_channel_unit", "split_input", "units_matching"]
+__all__ = [
+    "check_model",
+    "check_plan",
+    "check_unit_arguments",
+    "make_unit",
+    "parse_channel_unit",
+    "split_input",
+    "units_matching",
+]
 
 UNIT_TYPES: dict[str, type[MutableChannelUnit]] = {
     t.__name__: t for t in (MutableChannelUnit, L1MutableChannelUnit, SequentialMutableChannelUnit)
@@ -49,6 +57,37 @@ def parse_channel_unit(channel_unit: Any) -> tuple[type[MutableChannelUnit], dic
         )
     check_unit_arguments(channel_unit, arguments)
     return channel_unit, arguments, entries
+
+
+def make_unit(
+    unit_type: type[MutableChannelUnit],
+    defaults: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    num_channels: int,
+    name: str,
+) -> MutableChannelUnit:
+    """Return a unit with the arguments of its entry: that of its name, else of the last glob that matches.
+
+    Args:
+        unit_type: Its class.
+        defaults: Arguments of all units.
+        entries: Unit name or glob -> choice, or mapping with "init_args".
+        num_channels: Its size.
+        name: Its name.
+
+    Raises:
+        ConfigError: An argument that the class does not have, or another size.
+    """
+    globbed = [entry for pattern, entry in entries.items() if fnmatchcase(name, pattern)]
+    entry = entries.get(name, globbed[-1] if globbed else None)
+    arguments = dict(entry.get("init_args") or {}) if isinstance(entry, Mapping) else {}
+    size = arguments.pop("num_channels", num_channels)
+    if size != num_channels:
+        raise ConfigError(f"Got num_channels={size} for unit {name!r}, which has {num_channels}.")
+    check_unit_arguments(unit_type, arguments)
+    unit = unit_type(num_channels, **{**defaults, **arguments})
+    unit.name = name
+    return unit
 
 
 def check_unit_arguments(unit_type: type[MutableChannelUnit], arguments: Mapping[str, Any]) -> None:

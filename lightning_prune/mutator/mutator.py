@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from lightning_prune.mutator import wiring
 from lightning_prune.mutator.arguments import (
     check_model,
     check_plan,
-    check_unit_arguments,
+    make_unit,
     parse_channel_unit,
     split_input,
     units_matching,
@@ -155,7 +154,8 @@ class ChannelMutator:
     def _prepare_from_trace(self, model: nn.Module) -> None:
         graph, self._trace = self._analyze(model)
         self._graph = graph
-        by_name = {spec.name: self._make_unit(spec.num_channels, spec.name) for spec in graph.units}
+        arguments = self.unit_type, self.default_args, self._entries
+        by_name = {spec.name: make_unit(*arguments, spec.num_channels, spec.name) for spec in graph.units}
         for spec in graph.units:
             unit = by_name[spec.name]
             unit.axis, unit.kind, unit.renormalizing = spec.axis, spec.kind, spec.renormalizing
@@ -190,23 +190,12 @@ class ChannelMutator:
         entries = self._config["channel_unit"]["units"]
         by_name = {}
         for name, entry in entries.items():
-            unit = by_name[name] = self._make_unit(int(entry["init_args"]["num_channels"]), name)
+            size = int(entry["init_args"]["num_channels"])
+            unit = by_name[name] = make_unit(self.unit_type, self.default_args, self._entries, size, name)
             unit.axis, unit.kind = entry.get("axis", "channels"), entry.get("kind", "")
         roles = written.wire_from_config_(model, self._config, by_name, self.ops)
         wiring.members(model, by_name, lambda *key: roles.get(key, (False, False)))
         self.units = list(by_name.values())
-
-    def _make_unit(self, num_channels: int, name: str) -> MutableChannelUnit:
-        globbed = [entry for pattern, entry in self._entries.items() if fnmatchcase(name, pattern)]
-        entry = self._entries.get(name, globbed[-1] if globbed else None)
-        arguments = dict(entry.get("init_args") or {}) if isinstance(entry, Mapping) else {}
-        size = arguments.pop("num_channels", num_channels)
-        if size != num_channels:
-            raise ConfigError(f"Got num_channels={size} for unit {name!r}, which has {num_channels}.")
-        check_unit_arguments(self.unit_type, arguments)
-        unit = self.unit_type(num_channels, **{**self.default_args, **arguments})
-        unit.name = name
-        return unit
 
     def _apply_entries(self) -> None:
         choices = {n: e.get("choice") if isinstance(e, Mapping) else e for n, e in self._entries.items()}
