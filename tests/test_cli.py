@@ -246,7 +246,7 @@ def test_what_is_printed_can_be_read_back(
 def test_arguments_override_the_file(tmp_path: Path) -> None:
     file = config(tmp_path, target=0.5)
     found = callback_of(command("--config", file, "--trainer.callbacks.importance.reduction=max"))
-    assert found.importance == Importance("l1", reduction="max")
+    assert found.importance == Importance("magnitude", reduction="max")
     added = ("--trainer.callbacks+=PruningCallback", "--trainer.callbacks.target.macs=0.25")
     found = callback_of(command("--trainer.logger=false", *added))  # the default logger asks for a package by a warning
     assert dict(found.target.costs) == {"macs": 0.25}

@@ -58,7 +58,7 @@ def seen(importance: Any, one: MutableChannelUnit, *layers: nn.Module, scale: Lo
     """Return the scores after one step."""
     observer = watching(importance, one)
     observer.before_step(ids(*layers), scale or LossScale())
-    return observer.scores([one])[one.name].tolist()
+    return observer.scores([one], "local")[one.name].tolist()
 
 
 # The formulas
@@ -172,11 +172,11 @@ def test_steps_are_averaged_after_the_square() -> None:
     layer.weight.grad.neg_()  # type: ignore[union-attr]
     layer.bias.grad.zero_()  # type: ignore[union-attr]
     observer.before_step(ids(layer), LossScale())  # first is 1, -2, 4
-    assert observer.scores([one])[one.name].tolist() == [1.0, 2.0, 16.0]
+    assert observer.scores([one], "local")[one.name].tolist() == [1.0, 2.0, 16.0]
     observer.reset()
     give(layer)
     observer.before_step(ids(layer), LossScale())
-    assert observer.scores([one])[one.name].tolist() == [1.0, 0.0, 16.0]
+    assert observer.scores([one], "local")[one.name].tolist() == [1.0, 0.0, 16.0]
 
 
 @pytest.mark.parametrize("name", ["taylor", "taylor2", "hessian"])
@@ -198,10 +198,10 @@ def test_a_step_that_the_scaler_skips_is_not_seen() -> None:
     observer.before_step(ids(layer), LossScale(1.0, may_overflow=True))
     layer.weight.grad[0, 0] = math.inf  # type: ignore[index]
     observer.before_step(ids(layer), LossScale(1.0, may_overflow=True))
-    assert observer.scores([one])[one.name].tolist() == [1.0, 0.0, 16.0]
+    assert observer.scores([one], "local")[one.name].tolist() == [1.0, 0.0, 16.0]
     observer.before_step(ids(layer), LossScale())
     with pytest.raises(PlanError, match=r"Got score inf for channel 0 of unit 'unit_\(0, 3\)'"):
-        observer.scores([one])
+        observer.scores([one], "local")
 
 
 def test_each_optimizer_shows_its_own_layers() -> None:
@@ -214,7 +214,7 @@ def test_each_optimizer_shows_its_own_layers() -> None:
     observer.before_step(ids(layer), LossScale())
     give(other, [[0.0, 0.0]] * 3, [1.0, 1.0, 1.0])  # first is 1, 2, 0
     observer.before_step(ids(other), LossScale())
-    assert observer.scores([one])[one.name].tolist() == [1.0 + 1, 0.0 + 4, 16.0 + 0]
+    assert observer.scores([one], "local")[one.name].tolist() == [1.0 + 1, 0.0 + 4, 16.0 + 0]
 
 
 # Missing gradients
@@ -264,12 +264,12 @@ def test_removed_channels_carry_on_from_their_last_score() -> None:
     observer = watching({"name": "taylor", "joint": False}, one)
     give(layer)
     observer.before_step(ids(layer), LossScale())
-    assert observer.scores([one])[one.name].tolist() == [29.0, 8.0, 8.0]
+    assert observer.scores([one], "local")[one.name].tolist() == [29.0, 8.0, 8.0]
     observer.reset()
     one.keep([0, 1])
     give(layer, [[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]], [0.0, 0.0, 0.0])  # 9 and 0.25 of 29 and 8: a quarter
     observer.before_step(ids(layer), LossScale())
-    assert observer.scores([one])[one.name].tolist() == pytest.approx([9.0, 0.25, 8.0 * 9.25 / 37])
+    assert observer.scores([one], "local")[one.name].tolist() == pytest.approx([9.0, 0.25, 8.0 * 9.25 / 37])
 
 
 def test_a_channel_that_was_never_seen_has_no_score() -> None:
@@ -294,7 +294,7 @@ def test_statistics_are_of_the_living_on_request() -> None:
     observer.before_step(ids(layer), LossScale())
     one.keep([0, 1])
     assert observer.scores([one], living=True)[one.name].tolist()[:2] == pytest.approx([14.5 / 9.25, 4 / 9.25])
-    assert observer.scores([one])[one.name].tolist() == pytest.approx([14.5 / 7.5, 4 / 7.5, 4 / 7.5])
+    assert observer.scores([one], "local")[one.name].tolist() == pytest.approx([14.5 / 7.5, 4 / 7.5, 4 / 7.5])
 
 
 # State
@@ -306,19 +306,19 @@ def test_what_was_seen_can_be_saved_in_between() -> None:
     whole = watching("taylor", one)
     give(layer)
     whole.before_step(ids(layer), LossScale())
-    _ = whole.scores([one])
+    _ = whole.scores([one], "local")
     half = copy.deepcopy(whole.state_dict())
     resumed = watching("taylor", one)
     resumed.load_state_dict(half)
     layer.bias.grad.zero_()  # type: ignore[union-attr]
     for observer in (whole, resumed):
         observer.before_step(ids(layer), LossScale())
-    assert torch.equal(whole.scores([one])[one.name], resumed.scores([one])[one.name])
+    assert torch.equal(whole.scores([one], "local")[one.name], resumed.scores([one], "local")[one.name])
     assert half["weight"].tolist() == [1.0, 1.0, 1.0]  # what was saved does not move with what goes on
     resumed.reset()
     one.keep([0, 1])
     resumed.before_step(ids(layer), LossScale())
-    assert resumed.scores([one])[one.name][2] > 0  # the last scores are part of the state
+    assert resumed.scores([one], "local")[one.name][2] > 0  # the last scores are part of the state
 
 
 def test_the_state_of_other_units_is_refused() -> None:

@@ -296,7 +296,7 @@ def test_copies_are_equal(copier: Callable[[Importance], Importance]) -> None:
         pytest.param("l2", Importance("l2"), id="name"),
         pytest.param({"name": "l2", "reduction": "max"}, Importance("l2", "max"), id="mapping"),
         pytest.param(OmegaConf.create({"name": "l2"}), Importance("l2"), id="DictConfig"),
-        pytest.param({}, Importance("l1"), id="defaults"),
+        pytest.param({}, Importance("magnitude"), id="defaults"),
         pytest.param(double, Importance(double), id="function"),
         pytest.param("lightning_prune.importance.l2", Importance("lightning_prune.importance.l2"), id="path"),
     ],
@@ -336,7 +336,7 @@ def test_classes_and_instances(importance: Any, expected: list[float]) -> None:
         pytest.param({"class_path": "math.sqrt"}, "class_path='math.sqrt', which is not a class", id="not a class"),
         pytest.param({"class_path": f"{__name__}.Falling", "init_args": {"bottom": 1}}, "bottom", id="init_args"),
         pytest.param({"class_path": "a.B", "name": "l1"}, "key 'name'", id="class_path and name"),
-        pytest.param(3, "importance 3; expected one of 'l1'", id="number"),
+        pytest.param(3, "importance 3; expected one of 'magnitude'", id="number"),
         pytest.param(None, "importance None; expected", id="none"),
     ],
 )

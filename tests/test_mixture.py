@@ -110,7 +110,7 @@ def test_it_watches_where_a_part_does() -> None:
     assert Mixture([(Importance("l1"), 1.0)]).observer(units()) is None
     layer = linear(A)
     one = joined(2, [layer], name="a")
-    mixture = Mixture([(raw("l1"), 1), (Importance("taylor", batches=3), 1), (Importance("hessian"), 1)])
+    mixture = Mixture([(raw("l1"), 1), (raw("taylor", batches=3), 1), (raw("hessian"), 1)])
     assert mixture.window == 8
     observer = mixture.observer([one])
     assert observer is not None

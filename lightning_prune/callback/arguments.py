@@ -7,8 +7,21 @@ from numbers import Real
 from typing import Any
 
 from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.importance.scorer import Scorer, is_priced
+from lightning_prune.targets import Target
+from lightning_prune.targets.parse import COST_KEYS, LATENCY_KEYS
 
-__all__ = ["check_own_mutator", "checked_divisor", "checked_globs", "checked_name", "checked_ratio"]
+__all__ = [
+    "AUTO",
+    "check_own_mutator",
+    "checked_divisor",
+    "checked_globs",
+    "checked_name",
+    "checked_price",
+    "checked_ratio",
+]
+
+AUTO = "auto"
 
 
 def checked_name(argument: str, value: Any, valid: Iterable[str]) -> str:
@@ -21,6 +34,21 @@ def checked_name(argument: str, value: Any, valid: Iterable[str]) -> str:
     if value not in names:
         raise ConfigError(f"Got {argument}={value!r} for PruningCallback. {did_you_mean(value, names)}")
     return str(value)
+
+
+def checked_price(value: Any, importance: Scorer, target: Target) -> str | None:
+    """Return the cost that scores are divided by; for "auto" that of the target, where the importance is meant so.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if value is None:
+        return None
+    if checked_name("per_cost", value, (*COST_KEYS, AUTO)) != AUTO:
+        return str(value)
+    if not is_priced(importance) or not target.costs:
+        return None
+    return next((key for key in target.costs if key not in LATENCY_KEYS), "macs")
 
 
 def checked_divisor(value: Any) -> int:

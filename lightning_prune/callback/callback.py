@@ -40,7 +40,6 @@ from lightning_prune.ops.structure import remembered_structure, set_masks_
 from lightning_prune.plan import KeepPlan
 from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedule
 from lightning_prune.targets import Target, make_plan, parse_target
-from lightning_prune.targets.parse import COST_KEYS
 from lightning_prune.targets.steps import SCOPES
 
 __all__ = ["PruningCallback"]
@@ -62,12 +61,12 @@ class PruningCallback(Callback):
             the path of a YAML file. In mappings a value up to 1 is a fraction, a greater one absolute; ``"2G"`` too. A
             latency is predicted from a table that is measured when `fit` starts; the last plan is measured, and made
             anew until it meets the target.
-        importance: How channels are scored. By weights: "l1", "l2", "lp", "bn_scale", "lamp", "fpgm", "random". By the
-            training batches before a firing: "taylor", "taylor2", "hessian", "fisher", "activation", "wanda", "apoz"; a
-            firing at epoch 0 waits inside it for them. Or a mapping of `Importance`'s arguments and the criterion's
-            own, ``{"name": "taylor", "batches": 16}``; a mixture, ``{"name": "mixture", "of": {"l1": 1, "taylor":
-            0.5}}``; what was measured, ``{"name": "sensitivity", "table": path}``; a function ``unit -> scores [C]``,
-            or its import path.
+        importance: How channels are scored. By weights: "magnitude", "l1", "l2", "lp", "bn_scale", "lamp", "fpgm",
+            "random". By the training batches before a firing: "taylor", "taylor2", "hessian", "fisher", "activation",
+            "wanda", "apoz"; a firing at epoch 0 waits inside it for them. Or a mapping of `Importance`'s arguments and
+            the criterion's own, ``{"name": "taylor", "batches": 16}``; a mixture, ``{"name": "mixture", "of": {"l1": 1,
+            "taylor": 0.5}}``; what was measured, ``{"name": "sensitivity", "table": path}``; a function ``unit ->
+            scores [C]``, or its import path.
         schedule: When and how fast: the name of a curve ("one_shot", "linear", "cubic", "exponential"), a mapping of
             `Schedule`'s arguments, a `Schedule`, or a function progress -> progress.
         scope: How channels compete: "global" (one threshold), "isomorphic" (one inside each kind of unit) or "local"
@@ -92,7 +91,8 @@ class PruningCallback(Callback):
         regrow: Whether a removed channel may come back at a later firing, when others have become worse. If not,
             channels are scored, and units normalised, over those that remain only.
         per_cost: Rank channels of different units by their score per what one of them costs in the structure of the
-            moment: "macs", "params", "memory", "flops", "channels" or "latency".
+            moment: "macs", "params", "memory", "flops", "channels" or "latency". "auto" takes the cost of the target
+            for importances with the normalizer "share", and none for others; None never divides.
         latency: How a latency is measured: a mapping of `LatencySettings`' arguments, such as ``{"backend":
             "onnxruntime", "batch_size": 1}``; else torch as it is, on the device and the example input of the model.
 
@@ -107,7 +107,7 @@ class PruningCallback(Callback):
     def __init__(
         self,
         target: int | float | dict[str, Any] | str,
-        importance: Importance | str | dict[str, Any] | Callable[..., Any] = "l1",
+        importance: Importance | str | dict[str, Any] | Callable[..., Any] = "magnitude",
         schedule: Schedule | Callable[[float], float] | str | dict[str, Any] = "cubic",
         scope: Literal["global", "isomorphic", "local"] = "global",
         *,
@@ -121,7 +121,7 @@ class PruningCallback(Callback):
         verbose: bool = True,
         reset_monitors: bool = True,
         regrow: bool = True,
-        per_cost: str | None = None,
+        per_cost: str | None = arguments.AUTO,
         latency: LatencySettings | dict[str, Any] | None = None,
         overrides: dict[str, dict[str, Any]] | None = None,
     ) -> None:
@@ -140,7 +140,7 @@ class PruningCallback(Callback):
         self.verbose = verbose
         self.reset_monitors = reset_monitors
         self.regrow = regrow
-        self.per_cost = None if per_cost is None else arguments.checked_name("per_cost", per_cost, COST_KEYS)
+        self.per_cost = arguments.checked_price(per_cost, self.importance, self.target)
         self._timing = Timing(None if latency is None else resolve_latency(latency), self.target, self.per_cost)
         self.overrides = parse_overrides(overrides)
         arguments.check_own_mutator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_prune.importance.activation import activation, apoz, wanda
 from lightning_prune.importance.aggregate import NORMALIZERS, REDUCTIONS, normalize, reduce_layers
+from lightning_prune.importance.energy import magnitude
 from lightning_prune.importance.fisher import fisher
 from lightning_prune.importance.gradient import hessian, taylor, taylor2
 from lightning_prune.importance.layers import weight_spans
@@ -34,6 +35,7 @@ __all__ = [
     "l2",
     "lamp",
     "lp",
+    "magnitude",
     "normalize",
     "random",
     "reduce_layers",

@@ -22,9 +22,9 @@ from lightning_prune.importance.layers import (
 if TYPE_CHECKING:
     from lightning_prune.units import Channel, MutableChannelUnit
 
-__all__ = ["bn_scale", "check_p", "l1", "l2", "layer_norm", "lp", "random"]
+__all__ = ["NORMS", "bn_scale", "check_p", "l1", "l2", "layer_norm", "lp", "random"]
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def l1(unit: MutableChannelUnit, *, reduction: str = "mean", input_related: bool = False) -> Tensor:
@@ -120,7 +120,7 @@ def bn_scale(unit: MutableChannelUnit, *, reduction: str = "mean") -> Tensor:
         We differ: norms other than batch norm count too, and a unit combines its norms. The paper's one threshold for
         the whole network is over the scales as they are: ``normalizer="none"``.
     """
-    spans = [s for s in all_spans(unit) if isinstance(s.module, _NORMS) and s.tensor == "weight"]
+    spans = [s for s in all_spans(unit) if isinstance(s.module, NORMS) and s.tensor == "weight"]
     if not spans:
         raise PlanError(
             f"Got unit {unit.name!r} without a norm that has a weight; importance 'bn_scale' expects one in every "

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.importance.observer import LossScale, Observer
-from lightning_prune.importance.scorer import Scorer, observer_of, score_units, window_of
+from lightning_prune.importance.scorer import Scorer, is_priced, observer_of, score_units, window_of
 
 if TYPE_CHECKING:
     from lightning_prune.units import MutableChannelUnit
@@ -48,6 +48,11 @@ class Mixture:
     def window(self) -> int:
         """How many training batches are watched: the most that a part asks for."""
         return max(window_of(part) for part, _ in self.parts)
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether the scores of all parts are meant per what a channel costs."""
+        return all(is_priced(part) for part, _ in self.parts)
 
     def observer(self, units: Iterable[MutableChannelUnit]) -> Observer | None:
         """Return what watches training for the parts; None where the weights are enough for all of them."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_prune.importance.aggregate import share_of_rest
 from lightning_prune.importance.layers import (
     by_channel,
     channel_rows,
@@ -51,9 +52,7 @@ def lamp(
     energy = over_layers(unit, spans, _energy, reduction)
     if living:
         energy = energy * unit.mutable.current_mask.to(energy.device)
-    strongest, order = energy.sort(descending=True, stable=True)
-    left = strongest.cumsum(0)
-    return torch.zeros_like(energy).index_copy_(0, order, strongest / torch.where(left == 0, 1.0, left))
+    return share_of_rest(energy)
 
 
 def fpgm(

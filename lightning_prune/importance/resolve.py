@@ -74,7 +74,7 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Scorer:
 def _importance(mapping: Mapping[str, Any]) -> Importance:
     """Tell the arguments of `Importance` from those of its function."""
     own = [field.name for field in fields(Importance)]
-    function = load(mapping.get("name", "l1"))
+    function = load(mapping.get("name", "magnitude"))
     further = arguments_of(function) if callable(function) else []
     given = {str(key): value for key, value in mapping.items()}
     for key in given:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_prune.errors import ConfigError, PlanError, did_you_mean
 from lightning_prune.importance.activation import ActivationObserver, activation, apoz, wanda
-from lightning_prune.importance.aggregate import NORMALIZERS, REDUCTIONS, normalize
+from lightning_prune.importance.aggregate import NORMALIZERS, REDUCTIONS, SHARE, normalize
+from lightning_prune.importance.energy import count_readers, magnitude
 from lightning_prune.importance.fisher import FisherObserver, fisher
 from lightning_prune.importance.gradient import GradientObserver, hessian, taylor, taylor2
 from lightning_prune.importance.magnitude import bn_scale, check_p, l1, l2, lp, random
@@ -29,6 +30,7 @@ __all__ = [
     "Scorer",
     "Watching",
     "arguments_of",
+    "is_priced",
     "load",
     "observer_of",
     "score_units",
@@ -47,6 +49,7 @@ WATCHING: dict[Callable[..., Tensor], type[MeansObserver]] = {
 """Criteria that have to see training, and what watches it for them."""
 
 IMPORTANCES: dict[str, Callable[..., Tensor]] = {
+    "magnitude": magnitude,
     "l1": l1,
     "l2": l2,
     "lp": lp,
@@ -63,7 +66,10 @@ IMPORTANCES: dict[str, Callable[..., Tensor]] = {
     "random": random,
 }
 
-_COMPARABLE = frozenset({lamp, taylor, taylor2, hessian, fisher, apoz})
+_ENERGIES = frozenset({magnitude, taylor, taylor2, hessian, fisher})
+"""Criteria whose scores add up, to what layers get or a loss changes by, so that one is a share of the sum."""
+
+_COMPARABLE = frozenset({lamp, apoz})
 """Criteria whose scores compare between units as they are."""
 
 BATCHES = 8
@@ -101,6 +107,11 @@ def window_of(scorer: Scorer) -> int:
     return scorer.window if isinstance(scorer, Watching) else 0
 
 
+def is_priced(scorer: Scorer) -> bool:
+    """Return whether scores are meant per what a channel costs, unless a user says otherwise."""
+    return bool(getattr(scorer, "is_priced", False))
+
+
 def observer_of(scorer: Scorer, units: Iterable[MutableChannelUnit]) -> Observer | None:
     """Return what watches training for a scorer; None where it need not."""
     return scorer.observer(units) if isinstance(scorer, Watching) else None
@@ -122,10 +133,10 @@ class Importance:
     Args:
         name: One of `IMPORTANCES`, the import path of a function, or a function: unit -> float `[C]`, higher = keep.
         reduction: How the layers of a unit combine: "mean", "sum", "max", "prod" or "first".
-        normalizer: What the scores of a unit are divided by: "mean", "max", "sum", "std" or "none". None is "mean"
-            where units are compared with one another (scopes "global" and "isomorphic"), and "none" in scope "local"
-            and for criteria whose scores compare between units as they are: "lamp", "taylor", "taylor2", "hessian",
-            "fisher" and "apoz".
+        normalizer: What the scores of a unit are divided by: "mean", "max", "sum", "std", "none" or "share" (of those
+            that are not lower; then times the layers that read the unit, and meant per cost). None is "share" for
+            "magnitude", "taylor", "taylor2", "hessian" and "fisher", "mean" for others, and "none" in scope "local"
+            and for scores that compare between units as they are: "lamp" and "apoz".
         input_related: Whether the weights that read a channel count beside those that make it.
         batches: How many training batches a criterion of gradients or activations watches before it scores; None is 8.
         arguments: Further arguments of the function, such as ``p`` of "lp"; a mapping may give them beside `name`.
@@ -139,7 +150,7 @@ class Importance:
         ({'p': 3}, 8)
     """
 
-    name: str | Callable[..., Tensor] = "l1"  # str first: jsonargparse writes a name back as it was read
+    name: str | Callable[..., Tensor] = "magnitude"  # str first: jsonargparse writes a name back as it was read
     reduction: str = "mean"
     normalizer: str | None = None
     input_related: bool = False
@@ -149,8 +160,9 @@ class Importance:
     def __post_init__(self) -> None:
         if self.reduction not in REDUCTIONS:
             raise ConfigError(f"Got reduction={self.reduction!r}. {did_you_mean(self.reduction, REDUCTIONS)}")
-        if self.normalizer is not None and self.normalizer not in NORMALIZERS:
-            raise ConfigError(f"Got normalizer={self.normalizer!r}. {did_you_mean(self.normalizer, NORMALIZERS)}")
+        if self.normalizer is not None and self.normalizer not in (*NORMALIZERS, SHARE):
+            near = did_you_mean(self.normalizer, (*NORMALIZERS, SHARE))
+            raise ConfigError(f"Got normalizer={self.normalizer!r}. {near}")
         arguments = self._arguments(self._function())
         if "p" in arguments and self._function() is lp:
             check_p(arguments["p"])
@@ -163,6 +175,11 @@ class Importance:
     def window(self) -> int:
         """How many training batches are watched; 0 for a criterion of weights alone."""
         return (self.batches or BATCHES) if self._function() in WATCHING else 0
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether the scores are meant per what a channel costs."""
+        return self._normalizer("global") == SHARE
 
     def observer(self, units: Iterable[MutableChannelUnit]) -> MeansObserver | None:
         """Return what watches training for the criterion; None where the weights are enough.
@@ -207,10 +224,18 @@ class Importance:
 
     def finished(self, scores: object, unit: MutableChannelUnit, scope: str, living: bool) -> Tensor:
         """Check and normalise the raw scores of a unit; see `scores`."""
-        is_raw = scope == "local" or self._function() in _COMPARABLE
-        normalizer = self.normalizer or ("none" if is_raw else "mean")
+        normalizer = self._normalizer(scope)
         over = unit.mutable.current_mask if living else None
-        return _checked(normalize(_checked(scores, unit), normalizer, over), unit)
+        readers = count_readers(unit) if normalizer == SHARE else 1
+        return _checked(readers * normalize(_checked(scores, unit), normalizer, over), unit)
+
+    def _normalizer(self, scope: str) -> str:
+        """Return the normalizer of a scope."""
+        if self.normalizer is not None:
+            return self.normalizer
+        if scope == "local" or self._function() in _COMPARABLE:
+            return "none"
+        return SHARE if self._function() in _ENERGIES else "mean"
 
     def _function(self) -> Callable[..., Tensor]:
         function = load(self.name)
