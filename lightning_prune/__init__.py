@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_prune.callback import PruningCallback
-from lightning_prune.checkpoint import load_pruned
+from lightning_prune.checkpoint import PrunableMixin, describe, load_pruned, save_pruned
 from lightning_prune.export import export_pruned
 from lightning_prune.graph import register_attributes
 from lightning_prune.mutator import ChannelMutator
@@ -15,11 +15,14 @@ __all__ = [
     "ChannelMutator",
     "L1MutableChannelUnit",
     "MutableChannelUnit",
+    "PrunableMixin",
     "PruningCallback",
     "Schedule",
     "SequentialMutableChannelUnit",
+    "describe",
     "export_pruned",
     "load_pruned",
     "register_attributes",
+    "save_pruned",
     "sensitivity",
 ]

@@ -12,7 +12,7 @@ from lightning_prune.errors import CheckpointError
 from lightning_prune.ops.slicing import Cut
 from lightning_prune.ops.structure import VERSION, named_tensors, structure_of, target_cuts
 
-__all__ = ["check_fit", "check_structure", "shape_after"]
+__all__ = ["check_fit", "check_structure", "check_values", "shape_after"]
 
 Structure = dict[str, Any]
 HOOKS = "lightning_prune.checkpoint.hooks"
@@ -24,7 +24,7 @@ def check_structure(structure: object) -> Structure:
     Raises:
         CheckpointError: It was written by a newer version, or is not what `structure_of` makes.
     """
-    if not isinstance(structure, dict) or not isinstance(structure.get("version"), int):
+    if not isinstance(structure, dict) or type(structure.get("version")) is not int or structure["version"] < 1:
         raise CheckpointError(
             f"Got a structure of type {type(structure).__name__} without a version; the file is damaged."
         )
@@ -40,20 +40,21 @@ def check_structure(structure: object) -> Structure:
         _check_entry(name, entry)
     for name, attrs in structure["integers"].items():
         for pair in attrs.values() if isinstance(attrs, dict) else [None]:
-            if not isinstance(pair, dict) or not all(_is_size(pair.get(side, "")) for side in ("full", "kept")):
+            if not isinstance(pair, dict) or not _is_shrunk(pair.get("full", ""), pair.get("kept", "")):
                 raise CheckpointError(
-                    f"Got integers {attrs!r} of module {name!r}; expected whole numbers. It is damaged."
+                    f"Got integers {attrs!r} of module {name!r}; expected whole numbers, none greater than the dense "
+                    "one. It is damaged."
                 )
     return structure
 
 
-def _is_size(value: object) -> bool:
-    """Whether a value is a whole number of at least 0, a list of whole numbers, or None."""
-    if value is None:
-        return True
-    if isinstance(value, list):
-        return bool(value) and all(type(item) is int for item in value)
-    return type(value) is int and value >= 0
+def _is_shrunk(full: object, kept: object) -> bool:
+    """Whether two values are None, or sizes, of which the second is what can remain of the first."""
+    if isinstance(full, list) and isinstance(kept, list):
+        return bool(full) and len(full) == len(kept) and all(map(_is_shrunk, full, kept))
+    if full is None or kept is None:
+        return full is kept or type(full if kept is None else kept) is int
+    return type(full) is int and type(kept) is int and (0 <= kept <= full or kept == full)
 
 
 def _check_entry(name: object, entry: object) -> None:
@@ -74,7 +75,8 @@ def _check_entry(name: object, entry: object) -> None:
             raise CheckpointError(
                 f"Got kept indices for axis {dim!r} of tensor {name!r} {shape}; there is no such axis."
             )
-        good = isinstance(kept, Tensor) and kept.dtype == torch.long and kept.dim() == 1 and kept.numel() > 0
+        good = isinstance(kept, Tensor) and _is_plain(kept) and kept.dtype == torch.long and kept.dim() == 1
+        good = good and kept.is_contiguous() and 0 < kept.numel() <= shape[int(dim)]  # before anything is computed
         if good:
             good = int(kept[0]) >= 0 and int(kept[-1]) < shape[int(dim)] and bool((kept.diff() > 0).all())
         if not good:
@@ -121,6 +123,39 @@ def check_fit(model: nn.Module, structure: Structure, state: Mapping[str, Any], 
         if difference:
             where = "the model but not in the file" if difference[0] in expected else "the file but not in the model"
             raise CheckpointError(f"Got a checkpoint of another model: tensor {difference[0]!r} is in {where}.")
+
+
+def check_values(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Check that the tensors of a file can be the weights of a model, apart from their shapes; nothing changes.
+
+    A single number that is NaN passes: it is no weight, a metric for example.
+
+    Raises:
+        CheckpointError: One is not dense, of another kind of number than the model's, or holds NaN.
+    """
+    for name, _, _, own in named_tensors(model):
+        tensor = state.get(name)
+        if not isinstance(tensor, Tensor):
+            continue
+        if not _is_plain(tensor) or _kind(tensor) != _kind(own):
+            raise CheckpointError(
+                f"Got a tensor {name!r} of {tensor.dtype}, {tensor.layout} on {tensor.device}; expected a dense one of "
+                f"{own.dtype}. It is of another model, or damaged."
+            )
+        if tensor.dim() and tensor.dtype.itemsize > 1 and bool(tensor.isnan().any()):
+            raise CheckpointError(
+                f"Got NaN in {int(tensor.isnan().sum())} of {tensor.numel()} entries of tensor {name!r}; expected "
+                "numbers. The training diverged, or the file is damaged: take an earlier checkpoint."
+            )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has its values in memory."""
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def shape_after(shape: Sequence[int], cuts: Iterable[Cut]) -> list[int]:

@@ -2,117 +2,94 @@
 
 from __future__ import annotations
 
-import inspect
-import os
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from lightning_prune.checkpoint.check import Structure, check_structure
+from lightning_prune.checkpoint.build import build_model
+from lightning_prune.checkpoint.check import Structure, check_values
 from lightning_prune.checkpoint.hooks import KEY, fit_, without_metadata
+from lightning_prune.checkpoint.read import Content, File, name_of, read_file
 from lightning_prune.errors import CheckpointError
 from lightning_prune.ops.structure import named_tensors, structure_of
 
-__all__ = ["load_pruned"]
+__all__ = ["load_content", "load_pruned"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def load_pruned(
-    path: str | os.PathLike[str],
+    path: File,
     cls_or_instance: ModelT | type[ModelT] | Callable[..., ModelT],
     *,
+    strict: bool = True,
     map_location: Any = "cpu",
+    weights_only: bool = True,
     **init_kwargs: Any,
 ) -> ModelT:
     """Load a pruned model from a checkpoint: plain modules, small, without a trace and without pickled code.
 
+    A class is built from the hyperparameters in the file as Lightning builds it, those of LightningCLI included. What a
+    file can be checked for is checked before an instance is touched: checksums, the structure, names, shapes and types,
+    and that no weight is NaN.
+
     Args:
-        path: A checkpoint of Lightning, a dict with ``state_dict``, or a saved state dict; full-sized or small.
+        path: A checkpoint of Lightning, of `save_pruned` (``.safetensors`` too), a dict with ``state_dict``, or a saved
+            state dict; full-sized or small. Or such a file, open for reading bytes.
         cls_or_instance: The class of the dense model, or a model built as usual. An instance is changed in place.
+        strict: Whether every key must be there on both sides; a module that says ``strict_loading = False`` goes
+            before it.
         map_location: As in `torch.load`; the model goes where its weights go.
+        weights_only: False also builds Python objects that are in the file, hyperparameters for example, and imports
+            the classes it names. That can execute code: only for a file that you trust.
         **init_kwargs: Arguments of the class; they come before the hyperparameters in the checkpoint.
 
     Returns:
         The model, in the mode it was built in.
 
     Raises:
-        CheckpointError: The file is truncated, of another model, of a newer version of this library, or inconsistent;
-            or the class cannot be built from its hyperparameters. An instance is as it was.
+        CheckpointError: The file is truncated or damaged, of another model, of a newer version of this library, holds
+            Python objects or NaN, or is inconsistent; or the class cannot be built from its hyperparameters. An
+            instance is as it was.
+        ConfigError: Arguments were given beside an instance, or a package for the file is missing.
     """
-    checkpoint = _read(path, map_location)
-    model: ModelT = _build(cls_or_instance, checkpoint, init_kwargs)
-    hook = getattr(model, "on_load_checkpoint", None)  # Lightning's, for what a model keeps beside its weights
-    if callable(hook) and "state_dict" in checkpoint:
-        hook(checkpoint)
-    state: Any = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"Got {os.fspath(path)}, whose state_dict is no mapping of names; it is damaged.")
-    metadata = dict(getattr(state, "_metadata", {}))
-    structure = checkpoint.get(KEY, metadata.get("", {}).get(KEY))
-    strict = bool(getattr(model, "strict_loading", True))
-    state_dict = dict(state)
+    content, name = read_file(path, map_location, weights_only=weights_only), name_of(path)
     try:
-        structure = _without_structure(model, state_dict) if structure is None else check_structure(structure)
-        fit_(model, structure, state_dict, strict=strict, keep_dynamic=False)
-        _load(model, state_dict, metadata, strict)
+        content.structure  # noqa: B018  # a damaged one is told before a model is built
+        content.state_dict  # noqa: B018
     except CheckpointError as error:
-        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+        raise CheckpointError(f"{name}: {error}") from error
+    model: ModelT = build_model(cls_or_instance, content, init_kwargs, name, trusted=not weights_only)
+    try:
+        return load_content(content, model, strict=strict)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
+
+
+def load_content(content: Content, model: ModelT, *, strict: bool = True) -> ModelT:
+    """Load what was read into a model; see `load_pruned`."""
+    hook = getattr(model, "on_load_checkpoint", None)  # Lightning's, for what a model keeps beside its weights
+    if callable(hook) and "state_dict" in content.checkpoint:
+        _call(hook, content.checkpoint)
+    strict = strict and bool(getattr(model, "strict_loading", True))
+    state_dict, structure = dict(content.state_dict), content.structure
+    if structure is None:
+        structure = _without_structure(model, state_dict)
+    check_values(model, state_dict)
+    fit_(model, structure, state_dict, strict=strict, keep_dynamic=False)
+    _load(model, state_dict, content.metadata, strict)
     first = next((tensor for tensor in state_dict.values() if isinstance(tensor, Tensor)), None)
     return model if first is None else model.to(first.device)
 
 
-def _read(path: str | os.PathLike[str], map_location: Any) -> dict[str, Any]:
-    """Return the dict in a file.
-
-    Raises:
-        CheckpointError: It cannot be read as plain data, or is no dict.
-    """
+def _call(hook: Callable[[dict[str, Any]], object], checkpoint: dict[str, Any]) -> None:
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
+        hook(checkpoint)
+    except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"Got {os.fspath(path)}, which is damaged or holds Python objects; expected only tensors and plain data. "
-            "Save hyperparameters as numbers, strings, lists and dicts."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"Got {os.fspath(path)}, which cannot be read: it is truncated or damaged.") from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(
-            f"Got {type(checkpoint).__name__} in {os.fspath(path)}; expected a checkpoint or a state dict."
-        )
-    return checkpoint
-
-
-def _build(source: Any, checkpoint: Mapping[str, Any], init_kwargs: dict[str, Any]) -> Any:
-    """Return the dense model, with the layers that `configure_model` makes."""
-    model = source
-    if not isinstance(source, nn.Module):
-        saved = checkpoint.get("hyper_parameters")
-        signature = inspect.signature(source)
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-        usable = {
-            str(name): value
-            for name, value in (dict(saved) if isinstance(saved, Mapping) else {}).items()
-            if not str(name).startswith("_") and (takes_all or name in signature.parameters)
-        }
-        arguments = {**usable, **init_kwargs}
-        try:
-            model = source(**arguments)
-        except TypeError as error:
-            raise CheckpointError(
-                f"Got {getattr(source, '__name__', source)!r}, which cannot be built from the arguments "
-                f"{sorted(arguments)}: {error}. Give the missing ones to load_pruned, or build the model and give that."
-            ) from error
-    configure = getattr(model, "configure_model", None)
-    if callable(configure):
-        configure()
-    return model
+    except Exception as error:  # of the user's module, given what stands in the file
+        raise CheckpointError(f"on_load_checkpoint of the model failed on it: {error!r}") from error
 
 
 def _without_structure(model: nn.Module, state: Mapping[str, Any]) -> Structure:
@@ -126,13 +103,14 @@ def _without_structure(model: nn.Module, state: Mapping[str, Any]) -> Structure:
         if isinstance(tensor, Tensor) and name in tensors and tensor.shape != tensors[name].shape:
             raise CheckpointError(
                 f"Got no structure in the file, and {list(tensor.shape)} for tensor {name!r}, which is "
-                f"{list(tensors[name].shape)} here. Save the structure too: register_structure_hooks(model) before "
-                f"state_dict(), or structure_of(model) under {KEY!r} beside the state dict."
+                f"{list(tensors[name].shape)} here. Save the structure too: save_pruned(model, path); or "
+                f"register_structure_hooks(model) before state_dict(); or structure_of(model) under {KEY!r} beside the "
+                "state dict."
             )
     return now
 
 
-def _load(model: nn.Module, state_dict: dict[str, Any], metadata: dict[str, Any], strict: bool) -> None:
+def _load(model: nn.Module, state_dict: dict[str, Any], metadata: Mapping[str, Any], strict: bool) -> None:
     """Copy the tensors; torch's complaint becomes ours."""
     carrier = type(nn.Module().state_dict())(state_dict)
     carrier._metadata = {  # type: ignore[attr-defined] # where torch keeps the versions of modules
