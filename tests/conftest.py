@@ -30,6 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-models", action="store_true", help="examine every real model, not a third of them")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs more GPUs than there are: `gpu` asks for one, `gpu(2)` for two."""
+    there = torch.cuda.device_count()
+    needed = {item: max((mark.args or (1,))[0] for mark in item.iter_markers("gpu"))
+              for item in items if item.get_closest_marker("gpu")}  # fmt: skip
+    left_out = [item for item, number in needed.items() if number > there]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     random.seed(0)

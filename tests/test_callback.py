@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ModelSummary
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import TorchSyncBatchNorm
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceXLAStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -465,9 +465,10 @@ def test_a_second_instance_is_refused() -> None:
         trainer(pruning(), Another(0.5)).fit(LitNet(), loader())
 
 
-def test_strategies_that_shard_are_refused_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"FSDPStrategy.*ddp.*load_pruned"):
-        check_strategy(SimpleNamespace(strategy=FSDPStrategy()), True)  # type: ignore[arg-type]
+def test_strategies_that_hold_parameters_are_refused_with_the_way_out() -> None:
+    stub: Any = SimpleNamespace(strategy=SingleDeviceXLAStrategy.__new__(SingleDeviceXLAStrategy))
+    with pytest.raises(ConfigError, match=r"SingleDeviceXLAStrategy.*ddp.*load_pruned"):
+        check_strategy(stub, True)
 
 
 def test_synchronized_batch_norm_is_refused() -> None:

@@ -13,7 +13,6 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_prune import PruningCallback
 from lightning_prune.errors import ConfigError, PlanError
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, data, loader, pruning, trainer
@@ -343,15 +342,3 @@ def test_a_run_resumes_with_what_was_watched(epoch: int, importance: Any, tmp_pa
     saved = torch.load(tmp_path / "a" / f"epoch={epoch}.ckpt", weights_only=True)["callbacks"]["PruningCallback"]
     assert saved["watched"]["seen"] == 3
     assert_same_run(whole, run(tmp_path / "b", ckpt=tmp_path / "a" / f"epoch={epoch}.ckpt", **given))
-
-
-def test_another_importance_begins_anew(tmp_path: Path, scored: list[dict[str, Tensor]]) -> None:
-    from tests.test_resume import run
-
-    run(tmp_path / "a", importance="taylor")
-    first = scored[0]
-    scored.clear()
-    fit = run(tmp_path / "b", ckpt=tmp_path / "a" / "epoch=0.ckpt", importance="hessian")
-    assert scored
-    assert not torch.equal(scored[0]["conv1_(0, 16)_out_2_in_2"], first["conv1_(0, 16)_out_2_in_2"])
-    assert any(isinstance(c, PruningCallback) and c.is_done for c in fit.callbacks)

@@ -133,12 +133,12 @@ def test_a_table_that_was_measured_otherwise_is_measured_anew(whole: tuple[Train
     assert clock.options["backend"] == "compile"
 
 
-def test_a_checkpoint_of_another_target_leads_to_a_table_when_it_is_needed(tmp_path: Path) -> None:
+def test_a_target_that_shrinks_by_a_latency_leads_to_a_table_when_it_is_needed(tmp_path: Path) -> None:
     """The model is small when the fit starts, so it is measured once it is dense again."""
     files = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     trainer(pruning({"macs": 0.8}, compact="each"), files, max_epochs=EPOCHS, path=tmp_path).fit(LitNet(), loader())
     clock, model = FakeClock(), LitNet()
-    fit = trainer(timed(clock, {"latency": 0.5}, compact="each"), files, max_epochs=EPOCHS, path=tmp_path)
+    fit = trainer(timed(clock, {"macs": 0.8, "latency": 0.5}, compact="each"), files, max_epochs=EPOCHS, path=tmp_path)
     fit.fit(model, loader(), ckpt_path=tmp_path / "epoch=1.ckpt")
     assert clock.tables == 3
     assert share(model, clock) <= 0.5

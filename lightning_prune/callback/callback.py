@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
-from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callback import arguments
+from lightning_prune.callback.checks import check_alone, check_no_new_parameters, check_optimizers
 from lightning_prune.callback.collect import Collector
-from lightning_prune.callback.example import find_example, find_root, hint_for, nothing_to_prune
-from lightning_prune.callback.gone import alive_now, capped, ranked_last
+from lightning_prune.callback.convert import Conversion
+from lightning_prune.callback.example import find_root, hint_for, nothing_to_prune
+from lightning_prune.callback.figure import log_figure
+from lightning_prune.callback.files import explain_bad_files
 from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
-from lightning_prune.callback.ranks import agree, check_strategy, from_rank_zero, mean_over_ranks
+from lightning_prune.callback.planner import Planner
+from lightning_prune.callback.ranks import agree, check_strategy, from_rank_zero, is_sharding, mean_over_ranks
 from lightning_prune.callback.restore import register_hooks
+from lightning_prune.callback.resumed import LASTING, check_resumed, plain_arguments
 from lightning_prune.callback.shapes import averages_of, forget_compiled, grow_all_, made_for, shrink_all_
+from lightning_prune.callback.sharded import check_one_shot
 from lightning_prune.callback.state import RunState
-from lightning_prune.callback.table import remaining, summary_of
+from lightning_prune.callback.table import metrics_of, shares_of, summary_of
 from lightning_prune.callback.timed import Timing
 from lightning_prune.callback.widths import watch_widths
-from lightning_prune.checkpoint import KEY, reshape_, structure_of
-from lightning_prune.compact import grow_
-from lightning_prune.errors import ConfigError
-from lightning_prune.graph import CostModel
+from lightning_prune.checkpoint import KEY, structure_of
 from lightning_prune.importance import Importance, resolve_importance
-from lightning_prune.latency import LatencyCosts, LatencyOutcome, LatencySettings, resolve_latency
+from lightning_prune.latency import LatencySettings, resolve_latency
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.mutator.overrides import parse_overrides
-from lightning_prune.ops import dynamic_ops, to_static_
+from lightning_prune.ops import dynamic_ops
 from lightning_prune.ops.removed import put_back_
-from lightning_prune.ops.structure import remembered_structure, set_masks_
-from lightning_prune.plan import KeepPlan
 from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedule
-from lightning_prune.targets import Target, make_plan, parse_target
+from lightning_prune.targets import parse_target
 from lightning_prune.targets.steps import SCOPES
 
 __all__ = ["PruningCallback"]
 
 COMPACT = ("end", "each", "never")
-WATCHED, TIMED = "watched", "timed"  # in the callback's state, beside that of the run
+WATCHED, TIMED, ARGUMENTS = "watched", "timed", "arguments"  # in the callback's state, beside that of the run
 
 
 class PruningCallback(Callback):
@@ -146,12 +146,16 @@ class PruningCallback(Callback):
         arguments.check_own_mutator(
             mutator, ignore=self.ignore or None, overrides=self.overrides or None, example_input=example_input
         )
+        self._planner = Planner(
+            self.target, self.scope, self.divisor, self.min_ratio, self.regrow, self.per_cost, self._timing
+        )
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
         self._collector = Collector(self.importance)
         self._root: nn.Module | None = None
-        self._home: tuple[torch.device, torch.dtype | str] = (torch.device("cpu"), torch.float32)
+        self._conversion = Conversion()
         self._parameters: frozenset[str] = frozenset()
+        self._is_fitting = False
         self._watches: list[RemovableHandle] = []
 
     # Before training
@@ -159,92 +163,75 @@ class PruningCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Trace, certify and convert: optimizers and wrappers do not exist yet, weights are not loaded yet."""
         had_hooks = register_hooks(pl_module, averages_of(trainer))
-        if stage != "fit":
+        explain_bad_files(trainer)
+        self._is_fitting = stage == "fit"
+        if not self._is_fitting:
             return
-        self._check_alone(trainer)
+        check_alone(trainer, PruningCallback)
         check_strategy(trainer, had_hooks)
-        if is_overridden("configure_model", pl_module):
-            pl_module.configure_model()
         self._resolved = self.schedule.resolve(trainer.max_epochs, trainer.max_steps)
+        if is_sharding(trainer):
+            check_one_shot(trainer, self._resolved, self.compact, self._collector, self._timing)
+        elif is_overridden("configure_model", pl_module):
+            pl_module.configure_model()
         root = find_root(pl_module, self.submodule)
         if self._root is not root:  # else it was fitted before, and goes on
             self._prepare(trainer, pl_module, root)
             self._root = root
         self._collector.reset()
         self._state.count_in(self._resolved.unit, self._now(trainer))
+        if is_sharding(trainer) and not self.is_done:
+            self._prune(trainer, pl_module, self._now(trainer))
+            self._compact_if_done(trainer, pl_module)
         self._watches = watch_widths(pl_module)
         self._parameters = frozenset(name for name, _ in pl_module.named_parameters())
 
-    def _check_alone(self, trainer: Trainer) -> None:
-        for other in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
-            if isinstance(other, PruningCallback) and other is not self:
-                raise ConfigError("Got two PruningCallbacks; one holds the structure of a model. Merge their targets.")
-
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, root: nn.Module) -> None:
         """Trace and convert the dense model; on failure it is as it was."""
-        small, was_dynamic = remembered_structure(pl_module), bool(dynamic_ops(pl_module))
         mutator = self._own_mutator or ChannelMutator(
             ignore=self.ignore, example_input=self.example_input, overrides=self.overrides
         )
-        first = next(pl_module.parameters(), None)
-        self._home = (torch.device("cpu") if first is None else first.device, pl_module._dtype)
         try:
-            with made_for(pl_module, *self._home):
-                grow_(pl_module)
-                if mutator.example_input is None:
-                    mutator.example_input = find_example(trainer, pl_module, root, self.example_input)
-                if mutator._model is not root:
-                    mutator.prepare_from_supernet(root)
+            gone = self._conversion.convert_(trainer, pl_module, root, mutator, self.example_input)
             self._collector.prepare(pl_module, mutator.units)
-            self.mutator, self._state = mutator, RunState()
+            self.mutator, self._state = mutator, RunState(gone=gone)
             self._timing.forget()
-            if small["tensors"]:  # it goes on from what it is; a checkpoint may bring the rest back
-                set_masks_(pl_module, small)
-                self._state.gone = alive_now(mutator)
-            self._check_reachable(mutator)
+            self._check_reachable()
         except Exception as error:
-            if not was_dynamic:
-                reshape_(pl_module, small)
-            self.mutator = self._own_mutator
+            self._take_back(pl_module)
             hint = hint_for(error, pl_module, mutator.example_input)
             if hint is None:
                 raise
             raise hint from error
 
-    def _check_reachable(self, mutator: ChannelMutator) -> None:
+    def _take_back(self, pl_module: LightningModule) -> None:
+        """Leave the module as it was before `setup`, if no training came between."""
+        if self._conversion.take_back_(pl_module):
+            self.mutator, self._root = self._own_mutator, None
+
+    def _check_reachable(self) -> None:
         """Raise now what would else be raised in the middle of training."""
-        if not mutator.mutable_units:
-            raise nothing_to_prune(mutator)
+        if not self._active.mutable_units:
+            raise nothing_to_prune(self._active)
         if self._timing.is_needed and self._timing.table is None:
             return  # in `on_fit_start`, when the model is on its device and a checkpoint has brought its table
-        zeros = {unit.name: torch.zeros(unit.num_channels) for unit in mutator.units}
-        self._plan(mutator, zeros, progress=1.0, is_last=False)
+        self._planner.check_reachable(self._active, self._state.gone)
 
     def _prepare_timing(self, trainer: Trainer) -> None:
         """Measure latencies, once in a run."""
         if self._timing.is_needed and not self.is_done:
-            self._timing.prepare(trainer, self._active, self._active.limits(self.divisor, self.min_ratio))
+            self._timing.prepare(trainer, self._active, self._planner.limits(self._active))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what `LightningModule.setup` and `configure_optimizers` made: they have run by now."""
-        new = sorted({name for name, _ in pl_module.named_parameters()} - self._parameters)
-        if new:
-            to_static_(pl_module)
-            raise ConfigError(
-                f"Got parameters that appeared in LightningModule.setup: {', '.join(new[:4])}; they were not traced. "
-                "Make layers in __init__ or in configure_model."
-            )
-        if self.compact != "never" and any(isinstance(o, LBFGS) for o in trainer.optimizers):
-            to_static_(pl_module)
-            raise ConfigError("Got LBFGS, whose state cannot shrink. Set compact='never', or use another optimizer.")
+        if not is_sharding(trainer):  # a wrapper may have other names
+            check_no_new_parameters(pl_module, self._parameters)
+        check_optimizers(trainer, self.compact)
         if self._timing.is_needed and dynamic_ops(pl_module):
-            try:
-                self._prepare_timing(trainer)
-                self._check_reachable(self._active)
-            except Exception:
-                to_static_(pl_module)
-                raise
+            self._prepare_timing(trainer)
+            self._check_reachable()
         hold_until(trainer, self._schedule)
+        self._conversion.settle()
 
     # During training
 
@@ -253,10 +240,6 @@ class PruningCallback(Callback):
         self._compact_if_done(trainer, pl_module)
         if self._schedule.unit == "epoch":
             self._prune_if_due(trainer, pl_module, batch_idx=0)
-        if not trainer.barebones:
-            metrics = {f"pruning/{key}": share for key, share in remaining(self._active).items()}
-            metrics.update(self._timing.metrics())
-            pl_module.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prune before the step where the schedule counts steps, or a firing waited: the last gradients are gone."""
@@ -279,6 +262,12 @@ class PruningCallback(Callback):
         """Stop watching: what follows may be validation."""
         self._collector.end_batch(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log at the end: a run that resumes in the middle of an epoch has no start of it."""
+        if not trainer.barebones:
+            metrics = {**metrics_of(self._active), **self._timing.metrics()}
+            pl_module.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become small where no epoch follows the schedule; the last chance before the optimizers go."""
         self._compact_if_done(trainer, pl_module)
@@ -300,8 +289,9 @@ class PruningCallback(Callback):
         self._stop_watching()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop watching: `teardown` does not come after an exception."""
+        """Stop watching: `teardown` does not come after an exception. Before training nothing of ours stays."""
         self._stop_watching()
+        self._take_back(pl_module)
 
     def _stop_watching(self) -> None:
         self._collector.stop()
@@ -311,7 +301,7 @@ class PruningCallback(Callback):
     @property
     def is_done(self) -> bool:
         """Whether the target is met: no firing follows."""
-        return self._state.progress >= 1.0
+        return self._state.is_done
 
     def should_prune(self, time: int) -> bool:
         """Return whether a firing is due that has not happened: at its time, or at the first chance after it.
@@ -319,10 +309,7 @@ class PruningCallback(Callback):
         Args:
             time: Epoch or optimizer step, as the schedule counts, from zero.
         """
-        latest = self._schedule.latest(time)
-        if self.is_done or latest is None:
-            return False
-        return latest > self._state.last or time > self._schedule.last  # a schedule that changed may be over already
+        return self._state.is_due(self._schedule, time)
 
     @property
     def _active(self) -> ChannelMutator:
@@ -351,8 +338,10 @@ class PruningCallback(Callback):
         before, progress = mutator.current_plan(), self._schedule.progress(time)
         scores = mean_over_ranks(trainer, self._collector.scores(mutator.units, self.scope, living=not self.regrow))
         self._prepare_timing(trainer)
-        plan, outcome = from_rank_zero(trainer, lambda: self._plan(mutator, scores, progress, is_last=progress >= 1))
-        with made_for(pl_module, *self._home):
+        plan, outcome = from_rank_zero(
+            trainer, lambda: self._planner.plan(mutator, scores, state.gone, progress, is_last=progress >= 1)
+        )
+        with made_for(pl_module, *self._conversion.home):
             agree(trainer, mutator, plan)
         forget_compiled(pl_module)
         state.fired(self._schedule.unit, time, progress, mutator)
@@ -363,24 +352,11 @@ class PruningCallback(Callback):
             reset_monitors_(trainer)
         if self.compact == "each":
             self._shrink(trainer, pl_module)
+        log_figure(trainer, mutator)
         if self.verbose:
-            shares = ", ".join(f"{key} {share:.1%}" for key, share in remaining(mutator).items())
-            rank_zero_info(f"Pruned at {self._schedule.unit} {time}: {shares} remain.")
+            rank_zero_info(f"Pruned at {self._schedule.unit} {time}: {shares_of(mutator)} remain.")
             if outcome is not None:
                 rank_zero_info(f"Latency: {outcome}.")
-
-    def _plan(
-        self, mutator: ChannelMutator, scores: Mapping[str, Tensor], progress: float, *, is_last: bool
-    ) -> tuple[KeepPlan, LatencyOutcome | None]:
-        gone = self._state.gone if self.regrow else alive_now(mutator)
-        ranked, limits = ranked_last(scores, gone), capped(mutator.limits(self.divisor, self.min_ratio), gone)
-        kept = {unit.name: unit.activated_channels for unit in mutator.units}
-        options: dict[str, Any] = {"scope": self.scope, "progress": progress, "per_cost": self.per_cost, "kept": kept}
-
-        def plan_for(target: Target, cost: CostModel | LatencyCosts) -> KeepPlan:
-            return make_plan(target, ranked, limits, cost, **options)
-
-        return self._timing.plan(plan_for, mutator, limits, is_last=is_last)
 
     def _compact_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.compact != "never" and self.is_done and dynamic_ops(pl_module):
@@ -396,18 +372,24 @@ class PruningCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data: progress, kept channels, the values that removed entries had, what was watched, timed."""
-        beside = {WATCHED: self._collector.state_dict(), TIMED: self._timing.state_dict()}
+        beside = {WATCHED: self._collector.state_dict(), TIMED: self._timing.state_dict(), ARGUMENTS: self._arguments()}
         return {**self._state.to_dict(), **{name: state for name, state in beside.items() if state}}
+
+    def _arguments(self) -> dict[str, Any]:
+        return plain_arguments(self.target, **{name: getattr(self, name) for name in LASTING})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state; the weights are loaded by now, optimizers do not exist yet."""
-        saved = {name: value for name, value in state_dict.items() if name not in (WATCHED, TIMED)}
+        is_smaller = self._is_fitting and check_resumed(state_dict.get(ARGUMENTS, {}), self._arguments())
+        saved = {name: value for name, value in state_dict.items() if name not in (WATCHED, TIMED, ARGUMENTS)}
         self._state = RunState.from_dict(saved) if saved else RunState()
         self._collector.load_state_dict(state_dict.get(WATCHED, {}))
         self._timing.load_state_dict(state_dict.get(TIMED, {}))
         if self._resolved is not None and self.mutator is not None:
             self._state.choose_in(self.mutator)
             self._state.count_in(self._resolved.unit)
+            if is_smaller and self.is_done:
+                self._state.reopen(self.mutator)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the structure under a key of its own, for `load_pruned`: it does not read states of callbacks."""

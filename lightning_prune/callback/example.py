@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -191,10 +193,19 @@ def _batch_of(loader: Any) -> Any:
     """Return a batch of two items of one loader; a loader over a stream, or of another kind, gives its first batch."""
     dataset: Any = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        return next(iter(loader))
+        return _first_of(loader)
     if loader.batch_sampler is None:
         return loader.collate_fn(dataset[0])
     return loader.collate_fn([dataset[index % len(dataset)] for index in range(EXAMPLES)])
+
+
+def _first_of(loader: Any) -> Any:
+    """Return the first batch; a loader that knows how far it is stands where it stood."""
+    state = copy.deepcopy(loader.state_dict()) if isinstance(loader, _Stateful) else None
+    batch = next(iter(loader))
+    if isinstance(loader, _Stateful):
+        loader.load_state_dict(state or {})
+    return batch
 
 
 class _Caught(Exception):  # noqa: N818  # ends a forward early, and carries what was caught; no error

@@ -8,16 +8,27 @@ from typing import TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError, PlanError
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.plan import KeepPlan
 
-__all__ = ["agree", "check_strategy", "from_rank_zero", "mean_over_ranks", "rewrap_"]
+__all__ = ["agree", "check_strategy", "from_rank_zero", "is_sharding", "mean_over_ranks", "rewrap_"]
 
 ResultT = TypeVar("ResultT")
+
+
+def is_sharding(trainer: Trainer) -> bool:
+    """Whether the Trainer's strategy is one that shards parameters."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy)
 
 
 def check_strategy(trainer: Trainer, has_hooks: bool) -> None:
@@ -32,12 +43,11 @@ def check_strategy(trainer: Trainer, has_hooks: bool) -> None:
     """
     strategy = trainer.strategy
     name = type(strategy).__name__
-    is_sharded = isinstance(strategy, DeepSpeedStrategy) or "XLA" in name
-    if is_sharded or not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    if "XLA" in name or not (isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or is_sharding(trainer)):
         raise ConfigError(
-            f"Got strategy {name}, which shards or holds parameters in a way that lets none change its shape; expected "
-            "a single device or strategy='ddp'. Prune on one device or with ddp first, then load_pruned(path, Model) "
-            "and train that with this strategy and without PruningCallback."
+            f"Got strategy {name}, which holds parameters in a way that lets none change its shape; expected a single "
+            "device or strategy='ddp'. Prune on one device or with ddp first, then load_pruned(path, Model) and train "
+            "that with this strategy and without PruningCallback."
         )
     if getattr(strategy, "_layer_sync", None) is not None:
         raise ConfigError(

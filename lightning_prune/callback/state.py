@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_prune.callback.gone import alive_now
 from lightning_prune.errors import CheckpointError
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops.removed import removed_entries
+from lightning_prune.schedule import ResolvedSchedule
 
 __all__ = ["RunState"]
 
@@ -41,11 +43,29 @@ class RunState:
         if unit != self.unit or (now is not None and self.last >= now):
             self.unit, self.last = unit, -1
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the target is met."""
+        return self.progress >= 1.0
+
+    def is_due(self, schedule: ResolvedSchedule, time: int) -> bool:
+        """Return whether a firing is due that has not happened: at its time, or at the first chance after it."""
+        latest = schedule.latest(time)
+        if self.is_done or latest is None:
+            return False
+        return latest > self.last or time > schedule.last  # a schedule that changed may be over already
+
     def fired(self, unit: str, time: int, progress: float, mutator: ChannelMutator) -> None:
         """Take note of a firing that has just happened."""
         self.unit, self.last, self.progress = unit, time, progress
         self.kept = {u.name: u.mutable.current_mask.nonzero().flatten() for u in mutator.units}
         self.removed = removed_entries(mutator.model)
+
+    def reopen(self, mutator: ChannelMutator) -> None:
+        """Begin again on the way to a smaller target; what left the tensors already has no values to come back with."""
+        if not self.removed:
+            self.gone = alive_now(mutator)
+        self.progress, self.last = 0.0, -1
 
     def counts(self) -> dict[str, float | int]:
         """Return unit name -> how many channels remain."""

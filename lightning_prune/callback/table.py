@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lightning_prune.mutator import ChannelMutator
 
-__all__ = ["COSTS", "remaining", "summary_of"]
+__all__ = ["COSTS", "metrics_of", "remaining", "shares_of", "summary_of"]
 
 COSTS = ("macs", "params", "channels")
 
@@ -16,6 +16,16 @@ def remaining(mutator: ChannelMutator) -> dict[str, float]:
     """Return cost key -> what remains of the dense model, in (0, 1]."""
     cost, counts = mutator.graph.cost, mutator.counts()
     return {key: cost.measure(key, counts) / max(cost.measure(key, cost.full), 1) for key in COSTS}
+
+
+def metrics_of(mutator: ChannelMutator) -> dict[str, float]:
+    """Return what to log: name -> what remains, in (0, 1]."""
+    return {f"pruning/{key}": share for key, share in remaining(mutator).items()}
+
+
+def shares_of(mutator: ChannelMutator) -> str:
+    """Return what remains in words."""
+    return ", ".join(f"{key} {share:.1%}" for key, share in remaining(mutator).items())
 
 
 def summary_of(mutator: ChannelMutator) -> RenderableType:

@@ -1,0 +1,36 @@
+"""Reading checkpoints: a file that was half written says so, and that there are others."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+from lightning_prune.errors import CheckpointError
+
+__all__ = ["explain_bad_files"]
+
+
+class _ExplainingIO(_WrappingCheckpointIO):
+    """Another plugin, whose errors in reading a file are ours; at module level, so that it pickles."""
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(*args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            path, said = args[0] if args else kwargs.get("path"), str(error).splitlines() or [type(error).__name__]
+            raise CheckpointError(
+                f"Got the checkpoint {path}, which cannot be read: it is half written or damaged, or holds objects "
+                f"that torch.load refuses ({said[0]}). Resume from an earlier one."
+            ) from error
+
+
+def explain_bad_files(trainer: Trainer) -> None:
+    """Let the Trainer raise `CheckpointError` for a file that cannot be read; calling it again changes nothing."""
+    inner = trainer.strategy.checkpoint_io
+    if not isinstance(inner, _ExplainingIO):
+        trainer.strategy.checkpoint_io = _ExplainingIO(inner)

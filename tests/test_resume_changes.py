@@ -1,0 +1,179 @@
+"""What a resumed run may change, and what files it refuses to resume from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_prune import PruningCallback, load_pruned
+from lightning_prune.callback.resumed import check_resumed, plain_arguments
+from lightning_prune.errors import CheckpointError, ConfigError
+from lightning_prune.importance import l1
+from lightning_prune.ops import dynamic_ops
+from lightning_prune.targets import parse_target
+from tests.lit import QUIET, LitNet, loader, trainer
+from tests.test_resume import assert_same, run
+
+pytestmark = QUIET
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run to macs 0.5: dense at 0, masked at 1 and 2, small from 3 on."""
+    path = tmp_path_factory.mktemp("whole")
+    run(path)
+    return path
+
+
+# The target
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(0.5, 0.4, id="ratio"),
+        pytest.param({"macs": 0.5}, {"macs": 0.4}, id="cost"),
+        pytest.param({"macs": 5000}, {"macs": 4000}, id="absolute cost"),
+        pytest.param({"macs": 0.5}, {"macs": 0.5, "params": 0.5}, id="one cost more"),
+        pytest.param({"conv*": 8, "head*": 0.5}, {"conv*": 4, "head*": 0.5}, id="units"),
+    ],
+)
+def test_a_target_may_shrink(before: Any, after: Any) -> None:
+    old, new = (plain_arguments(parse_target(target)) for target in (before, after))
+    assert check_resumed(old, new)
+    assert not check_resumed(old, old)
+    with pytest.raises(ConfigError, match=r"target=.*for a run that was saved with target="):
+        check_resumed(new, old)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param({"macs": 0.5}, {"params": 0.4}, id="another cost"),
+        pytest.param({"macs": 0.5}, {"macs": 4000}, id="fraction and number"),
+        pytest.param({"macs": 0.5}, 0.4, id="cost and ratio"),
+        pytest.param(0.5, {"macs": 0.4}, id="ratio and cost"),
+        pytest.param({"conv*": 0.5}, {"conv*": 0.5, "conv1*": 1.0}, id="a glob more"),
+    ],
+)
+def test_targets_that_cannot_be_compared_are_refused(before: Any, after: Any) -> None:
+    with pytest.raises(ConfigError, match="expected the same costs or units, none greater"):
+        check_resumed(plain_arguments(parse_target(before)), plain_arguments(parse_target(after)))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 3])
+def test_a_smaller_target_is_met_wherever_the_run_resumes(epoch: int, files: Path, tmp_path: Path) -> None:
+    before = load_pruned(files / f"epoch={epoch}.ckpt", LitNet)
+    fit = run(tmp_path, ckpt=files / f"epoch={epoch}.ckpt", target={"macs": 0.3})
+    model = fit.lightning_module
+    assert not dynamic_ops(model)
+    assert fit.callback_metrics["pruning/macs"] <= 0.3
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in before.parameters())
+    assert all(state["exp_avg"].shape == p.shape for p, state in fit.optimizers[0].state.items())
+
+
+def test_what_left_the_tensors_does_not_come_back(tmp_path: Path) -> None:
+    def reversed_l1(unit: Any) -> Tensor:
+        return -l1(unit)
+
+    given = {"importance": reversed_l1}
+    run(tmp_path / "a", **given)
+    fit = run(tmp_path / "b", ckpt=tmp_path / "a" / "epoch=3.ckpt", target={"macs": 0.3}, **given)
+    kept = torch.load(tmp_path / "a" / "epoch=3.ckpt", weights_only=True)["callbacks"]["PruningCallback"]["kept"]
+    (callback,) = (c for c in fit.callbacks if isinstance(c, PruningCallback))
+    now = callback.state_dict()["kept"]
+    assert all(set(now[name].tolist()) <= set(indices.tolist()) for name, indices in kept.items())
+    assert sum(map(len, now.values())) < sum(map(len, kept.values()))
+
+
+# Everything else
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"importance": "l2"}, id="importance"),
+        pytest.param({"scope": "local"}, id="scope"),
+        pytest.param({"divisor": 4}, id="divisor"),
+        pytest.param({"min_ratio": 0.2}, id="min_ratio"),
+        pytest.param({"compact": "never"}, id="compact"),
+        pytest.param({"regrow": False}, id="regrow"),
+        pytest.param({"per_cost": "macs"}, id="per_cost"),
+        pytest.param({"overrides": {"conv1*": {"min": 0.5}}}, id="overrides"),
+        pytest.param({"ignore": "conv1"}, id="ignore"),
+        pytest.param({"target": {"macs": 0.6}}, id="greater target"),
+    ],
+)
+def test_another_argument_is_refused_and_the_module_is_as_it_was(
+    change: dict[str, Any], files: Path, tmp_path: Path
+) -> None:
+    model = LitNet()
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    (name,) = change
+    with pytest.raises(ConfigError, match=rf"Got {name}=.*saved with {name}=.*change its schedule"):
+        run(tmp_path, ckpt=files / "epoch=3.ckpt", model=model, **change)
+    assert not dynamic_ops(model)
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+
+
+@pytest.mark.filterwarnings("ignore:.*Please add the following callbacks")
+def test_other_stages_may_have_other_arguments(files: Path) -> None:
+    trainer(PruningCallback(0.9, "l2")).validate(LitNet(), loader(), ckpt_path=files / "epoch=3.ckpt", verbose=False)
+
+
+def test_a_function_is_the_same_in_the_next_process() -> None:
+    def make() -> Callable[[Any], Tensor]:
+        def score(unit: Any) -> Tensor:
+            return l1(unit)
+
+        return score
+
+    first, second = (PruningCallback(0.5, make())._arguments() for _ in range(2))
+    assert first == second
+    assert "0x" not in first["importance"]
+
+
+# Files
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+@pytest.mark.parametrize("damage", [cut_short, emptied])
+def test_a_half_written_file_is_refused_and_the_one_before_works(
+    damage: Callable[[Path], None], stage: str, files: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half.ckpt"
+    shutil.copy(files / "epoch=2.ckpt", half)
+    damage(half)
+    model = LitNet()
+    match = r"half\.ckpt, which cannot be read: it is half written.*Resume from an earlier one"
+    if stage == "validate":
+        with pytest.raises(CheckpointError, match=match):
+            trainer(PruningCallback(0.5)).validate(model, loader(), ckpt_path=half)
+        return
+    with pytest.raises(CheckpointError, match=match):
+        run(tmp_path / "a", ckpt=half, model=model)
+    assert not dynamic_ops(model)
+    whole = run(tmp_path / "whole")
+    assert_same(whole, run(tmp_path / "b", ckpt=files / "epoch=1.ckpt", model=model))
+
+
+def test_hpc_files_resume(tmp_path: Path) -> None:
+    """As Lightning's handler of a signal from SLURM writes and finds them."""
+    whole = run(tmp_path / "whole")
+    for version, epoch in ((1, 0), (2, 2)):  # the newest counts
+        shutil.copy(tmp_path / "whole" / f"epoch={epoch}.ckpt", tmp_path / f"hpc_ckpt_{version}.ckpt")
+    assert_same(whole, run(tmp_path, ckpt="hpc"))  # type: ignore[arg-type]
