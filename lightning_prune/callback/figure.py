@@ -22,7 +22,7 @@ def log_figure(trainer: Trainer, mutator: ChannelMutator) -> None:
         trainer: Its loggers whose experiment has `add_figure` get the figure, on rank 0.
         mutator: Its masks say what remains.
     """
-    experiments = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+    experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     takers = [experiment for experiment in experiments if callable(getattr(experiment, "add_figure", None))]
     if not takers or not trainer.is_global_zero or find_spec("matplotlib") is None:
         return
