@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_prune.callback import PruningCallback
 from lightning_prune.checkpoint import PrunableMixin, describe, load_pruned, save_pruned
-from lightning_prune.export import export_pruned
+from lightning_prune.export import export_onnx, export_program, export_pruned
 from lightning_prune.graph import register_attributes
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.schedule import Schedule
@@ -20,6 +20,8 @@ __all__ = [
     "Schedule",
     "SequentialMutableChannelUnit",
     "describe",
+    "export_onnx",
+    "export_program",
     "export_pruned",
     "load_pruned",
     "register_attributes",

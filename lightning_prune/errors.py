@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["CheckpointError", "ConfigError", "PlanError", "PruneError", "TraceError", "did_you_mean"]
+__all__ = ["CheckpointError", "ConfigError", "ExportError", "PlanError", "PruneError", "TraceError", "did_you_mean"]
 
 
 class PruneError(Exception):
@@ -29,6 +29,10 @@ class PlanError(PruneError):
 
 class CheckpointError(PruneError, RuntimeError):
     """A checkpoint is truncated, of another model, of a newer version, or inconsistent."""
+
+
+class ExportError(PruneError, RuntimeError):
+    """A model cannot be written in a format, or what was written computes something else."""
 
 
 def did_you_mean(name: object, valid: Iterable[str]) -> str:

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importance": {"units"},
     "schedule": set(),
     "targets": {"graph.cost"},
-    "latency": {"graph.cost", "mutator", "targets"},
+    "latency": {"graph.cost", "mutator", "targets", "export"},
     "sensitivity": {"graph.generators", "ops", "units", "mutator", "importance"},
     "recovery": {"units", "mutator"},
     "compact": {"mutator", "ops"},

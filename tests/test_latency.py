@@ -169,7 +169,9 @@ def test_what_is_no_model_or_is_on_two_devices_is_refused() -> None:
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    monkeypatch.setattr(
+        "lightning_prune.export.onnx.find_spec", lambda name: None if name == "onnxscript" else find_spec(name)
+    )
     with pytest.raises(ConfigError, match=r"without onnxscript; expected the extra 'onnx': pip install"):
         measure(nn.Linear(2, 2), torch.ones(1, 2), "onnxruntime")
 

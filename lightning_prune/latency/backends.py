@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from lightning_prune.errors import ConfigError, did_you_mean
+from lightning_prune.export.onnx import check_packages, feed, open_session, write_onnx
 
 __all__ = ["BACKENDS", "Run", "check_backend", "runner"]
 
@@ -36,12 +34,7 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise ConfigError(f"Got device={str(device)!r} to measure on; torch sees no CUDA device here.")
     if backend != "onnxruntime":
         return
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"Got backend='onnxruntime' without {', '.join(missing)}; expected the extra 'onnx': "
-            "pip install 'lightning-prune[onnx]'."
-        )
+    check_packages()
     import onnxruntime
 
     provider = _PROVIDERS.get(device.type, device.type)
@@ -89,16 +82,8 @@ def _onnx_run(
     threads: int,
     stack: ExitStack,
 ) -> Run:
-    import onnxruntime
-
     path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the exporter says to its own authors
-        torch.onnx.export(model, args, path, kwargs=dict(kwargs), dynamo=True, verbose=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=[_PROVIDERS[device.type]])
-    tensors = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
-    names = [node.name for node in session.get_inputs()]
-    inputs = {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
+    write_onnx(model, args, kwargs, path)
+    session = open_session(path, _PROVIDERS[device.type], threads)
+    inputs = feed(session, args, kwargs)
     return lambda: session.run(None, inputs)
