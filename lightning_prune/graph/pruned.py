@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray
-from lightning_prune.graph.labels import FIXED, is_labelled
+from lightning_prune.graph.labels import FIXED, Axis, is_labelled
 from lightning_prune.graph.sandbox import named_tensors
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.graph.walk import name_tensor
@@ -33,11 +34,16 @@ def pruned_tensors(trace: DenseTrace, alive: BoolArray) -> dict[int, Tensor]:
         if shape == list(tensor.shape):
             stand_in = trace.sandbox.make_like(tensor)
         else:
-            kept = [np.flatnonzero(alive[axis]) if is_labelled(axis) else None for axis in axes]
-            stand_in = trace.sandbox.make_sized(tensor, shape, lambda d, kept=kept: torch.from_numpy(kept[d]))  # type: ignore[misc]
+            stand_in = trace.sandbox.make_sized(tensor, shape, partial(_kept, alive, axes))
         name_tensor(stand_in, name)
         stand_ins[id(held)] = stand_in
     return stand_ins
+
+
+def _kept(alive: BoolArray, axes: Sequence[Axis], dim: int) -> Tensor:
+    axis = axes[dim]
+    assert is_labelled(axis), "an axis of another size has labels"
+    return torch.from_numpy(np.flatnonzero(alive[axis]))
 
 
 def pruned_integers(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> dict[tuple[str, str], Any]:

@@ -307,15 +307,9 @@ class Sandbox:
     ) -> None:
         """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
         changed: dict[str, Any] = {}
-        for key in [
-            *(key for key, value in now.items() if before.get(key, _Absent) is not value),
-            *(before.keys() - now.keys()),
-            *(
-                key
-                for key, (container, copy) in contents.items()
-                if now.get(key) is container and differ(container, copy)
-            ),
-        ]:
+        other = [key for key, value in now.items() if before.get(key, _Absent) is not value]
+        filled = [key for key, (held, copy) in contents.items() if now.get(key) is held and differ(held, copy)]
+        for key in [*other, *(before.keys() - now.keys()), *filled]:
             # an RNN lists its weights; followed integers were rewritten for this run
             listed = key.startswith("_flat_weight") or now.get(key) is _do_nothing
             if key in _OWN or listed or (name, key) in rewritten:

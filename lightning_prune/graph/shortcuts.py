@@ -79,7 +79,7 @@ def _plain(mode: FakeTensorMode, func: Any, name: str, x: Tensor, args: dict[str
         fits = name not in _CHANNELS_FIRST and name != "aten::layer_norm"
         return make_fake(mode, x, x.shape) if fits or _norm_fits(name, x, args) else None
     if name in _PAIRS and func._overloadname == "Tensor":
-        shape = _broadcast(x, args["other"])
+        shape = _broadcast(x, args["other"], name)
         if shape is None or (name.endswith("_") and shape != x.shape):
             return None
         return x if name.endswith("_") else make_fake(mode, x, shape)
@@ -90,10 +90,11 @@ def _plain(mode: FakeTensorMode, func: Any, name: str, x: Tensor, args: dict[str
     return special(mode, x, args)
 
 
-def _broadcast(x: Tensor, other: Any) -> Sequence[int] | None:
+def _broadcast(x: Tensor, other: Any, name: str) -> Sequence[int] | None:
     """Return the shape that a tensor and a number, or a tensor of its dtype, have together."""
     if isinstance(other, (int, float)):
-        return x.shape if x.dtype.is_floating_point else None
+        is_counted = name == "aten::add_" and x.dtype == torch.int64 and type(other) is int  # as norms count batches
+        return x.shape if x.dtype.is_floating_point or is_counted else None
     if not isinstance(other, FakeTensor) or other.dtype != x.dtype or not other.is_contiguous():
         return None
     if other.shape == x.shape:
