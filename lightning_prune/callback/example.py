@@ -177,7 +177,7 @@ def _batch(trainer: Trainer, pl_module: LightningModule) -> Any:
                 source = pl_module if is_overridden(hook, pl_module) else trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
                 if source is not None and is_overridden(hook, source):
                     batch = getattr(source, hook)(batch, 0)
-        except Exception as error:
+        except Exception as error:  # of the user's data
             late = " Data that LightningModule.setup makes does not exist yet." if _sets_up(pl_module) else ""
             raise ConfigError(
                 f"Got {type(error).__name__} while making an example batch of the training data: {error}.{late} {MEND}"
@@ -225,7 +225,7 @@ def _caught_input(pl_module: LightningModule, root: nn.Module, example: Any) -> 
         Sandbox(pl_module, fake=False).run({}, lambda: pl_module(*args, **kwargs), nullcontext(), train=False)
     except _Caught as found:
         caught = found.args
-    except Exception as error:
+    except Exception as error:  # of the user's forward
         raise TraceError(f"Got {type(error).__name__} while forward ran on the example input: {error}") from error
     finally:
         handle.remove()

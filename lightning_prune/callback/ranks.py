@@ -95,7 +95,7 @@ def from_rank_zero(trainer: Trainer, make: Callable[[], ResultT]) -> ResultT:
     if trainer.is_global_zero:
         try:
             message = (make(), "")
-        except Exception as error:
+        except Exception as error:  # told to all ranks, or they would wait
             message = (None, f"{type(error).__name__}: {error}")
     result, failure = trainer.strategy.broadcast(message)
     if failure:
@@ -123,7 +123,7 @@ def agree(trainer: Trainer, mutator: ChannelMutator, plan: KeepPlan) -> None:
         mutator.apply(plan)
         kept = sorted(mutator.current_plan().kept.items())
         digest = hashlib.sha256(repr(kept).encode()).hexdigest()
-    except Exception as error:
+    except Exception as error:  # raised below, when all ranks know
         failure = error
     first = trainer.strategy.broadcast(digest)
     is_same = trainer.strategy.reduce_boolean_decision(failure is None and digest == first, all=True)

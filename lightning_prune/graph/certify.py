@@ -339,7 +339,7 @@ def _run(
         shapes = [tuple(t.shape) for t in trace.sandbox.outputs(output)]
         if shapes != trace.out_shapes[mode]:
             raise Mismatch(f"outputs of shapes {shapes} instead of {trace.out_shapes[mode]}", watch.count)
-    except Exception as error:
+    except Exception as error:  # what a forward raises on sizes that it was not made for
         last = error if isinstance(error, Mismatch) else Mismatch(f"{type(error).__name__}: {error}", watch.count)
         if last is not error:
             last.__cause__ = error

@@ -177,7 +177,7 @@ class Recorder(Walk):
         try:
             entry.apply(call)
             spread_zeros(call)
-        except Exception as error:
+        except Exception as error:  # a rule may be the user's
             if call.name in self.rules:
                 raise ConfigError(
                     f"Got a rule for {call.name} that raises {type(error).__name__}: {error}. "
@@ -269,7 +269,7 @@ def trace_model(
     trace = DenseTrace(Sandbox(model, fake=False), args, dict(kwargs), entries)
     try:
         _run_unseen(trace)
-    except Exception as error:
+    except Exception as error:  # of the user's forward
         raise TraceError(
             f"Got an example input that the model's forward fails on: {errors[1]}. Pass example_input= as forward "
             "takes it: a tensor, a tuple or a mapping."
@@ -381,7 +381,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
         output = sandbox.run(stand_ins, lambda: model(*args, **kwargs), recorder, train=mode == "train")
     except ConfigError:
         raise
-    except Exception as error:
+    except Exception as error:  # of the user's forward
         trace.space.rewind(*before)
         raise TraceError(f"{type(error).__name__}: {error}") from error
     outputs = sandbox.outputs(output)

@@ -70,7 +70,7 @@ class Walk(TorchDispatchMode):
         inputs = tuple(identity(self.stand_ins.get(id(t), t)) for t in tensors_in(named))
         try:
             out = self._result(func, name, named, args, kwargs)
-        except Exception as error:
+        except Exception as error:  # kernels raise all kinds
             out = self.rescue(name, named, inputs, error)
         if name in _TRANSPARENT:
             if out is not args[0]:

@@ -143,7 +143,7 @@ class ChannelMutator:
             self._model = model
             self._apply_entries()
             self.limits()  # what overrides ask for exists
-        except Exception:
+        except Exception:  # raised again
             if was_plain:
                 to_static_(model)  # nothing is cut: it is as it was
             self._model, self._graph, self._trace, self.units = None, None, None, []
@@ -294,7 +294,7 @@ class ChannelMutator:
         masks = [unit.mutable.current_mask for unit in self.units]
         try:
             yield
-        except Exception:
+        except Exception:  # raised again
             for unit, mask in zip(self.units, masks, strict=True):
                 unit.mutable.current_choice = mask
             raise
