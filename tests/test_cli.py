@@ -18,6 +18,7 @@ from lightning_prune.importance import Importance, Mixture, SensitivityScores, l
 from lightning_prune.latency import LatencySettings
 from lightning_prune.mutator.overrides import Override
 from lightning_prune.ops import dynamic_ops
+from lightning_prune.recovery import Recalibration
 from lightning_prune.sensitivity import SensitivityRow, SensitivityTable
 from tests.lit import QUIET, LitNet, loader
 from tests.timing import slow
@@ -205,6 +206,13 @@ def test_what_was_measured_as_importance(by_path: bool, tmp_path: Path) -> None:
     found = parsed(tmp_path, importance=path if by_path else {"name": "sensitivity", **given}).importance
     assert isinstance(found, SensitivityScores)
     assert found.of == Importance("l2")
+
+
+def test_recovery_in_yaml(tmp_path: Path) -> None:
+    entries = [{"class_path": "lightning_prune.recovery.Recalibration", "init_args": {"batches": 3}}]
+    [part] = parsed(tmp_path, recovery=entries)._recovery.recovery
+    assert isinstance(part, Recalibration)
+    assert part.batches == 3
 
 
 def test_a_mutator_in_yaml(tmp_path: Path) -> None:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from lightning_prune.callback.callback import PruningCallback
+from lightning_prune.callback.recover import RecoveryCallback
 
-__all__ = ["PruningCallback"]
+__all__ = ["PruningCallback", "RecoveryCallback"]

@@ -23,6 +23,7 @@ from lightning_prune.callback.files import explain_bad_files
 from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
 from lightning_prune.callback.planner import Planner
 from lightning_prune.callback.ranks import agree, check_strategy, from_rank_zero, is_sharding, mean_over_ranks
+from lightning_prune.callback.recover import RecoveryCallback
 from lightning_prune.callback.restore import register_hooks
 from lightning_prune.callback.resumed import LASTING, check_resumed, plain_arguments
 from lightning_prune.callback.shapes import averages_of, forget_compiled, grow_all_, made_for, shrink_all_
@@ -38,6 +39,7 @@ from lightning_prune.mutator import ChannelMutator
 from lightning_prune.mutator.overrides import parse_overrides
 from lightning_prune.ops import dynamic_ops
 from lightning_prune.ops.removed import put_back_
+from lightning_prune.recovery import Recovery
 from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedule
 from lightning_prune.targets import parse_target
 from lightning_prune.targets.steps import SCOPES
@@ -95,6 +97,7 @@ class PruningCallback(Callback):
             for importances with the normalizer "share", and none for others; None never divides.
         latency: How a latency is measured: a mapping of `LatencySettings`' arguments, such as ``{"backend":
             "onnxruntime", "batch_size": 1}``; else torch as it is, on the device and the example input of the model.
+        recovery: What helps accuracy come back, such as ``[Recalibration()]``; see `lightning_prune.recovery`.
 
     Raises:
         ConfigError: An argument that does not fit, with the nearest that does.
@@ -124,6 +127,7 @@ class PruningCallback(Callback):
         per_cost: str | None = arguments.AUTO,
         latency: LatencySettings | dict[str, Any] | None = None,
         overrides: dict[str, dict[str, Any]] | None = None,
+        recovery: list[Recovery] | None = None,
     ) -> None:
         super().__init__()
         self.target = parse_target(target)
@@ -149,6 +153,7 @@ class PruningCallback(Callback):
         self._planner = Planner(
             self.target, self.scope, self.divisor, self.min_ratio, self.regrow, self.per_cost, self._timing
         )
+        self._recovery = RecoveryCallback(recovery or ())
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
         self._collector = Collector(self.importance)
@@ -166,6 +171,7 @@ class PruningCallback(Callback):
         explain_bad_files(trainer)
         self._is_fitting = stage == "fit"
         if not self._is_fitting:
+            self._recovery.join(trainer, pl_module, self)
             return
         check_alone(trainer, PruningCallback)
         check_strategy(trainer, had_hooks)
@@ -174,6 +180,7 @@ class PruningCallback(Callback):
             check_one_shot(trainer, self._resolved, self.compact, self._collector, self._timing)
         elif is_overridden("configure_model", pl_module):
             pl_module.configure_model()
+        self._recovery.join(trainer, pl_module, self)
         root = find_root(pl_module, self.submodule)
         if self._root is not root:  # else it was fitted before, and goes on
             self._prepare(trainer, pl_module, root)
@@ -332,6 +339,7 @@ class PruningCallback(Callback):
     def _prune(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:
         """Score, plan, apply."""
         mutator, state = self._active, self._state
+        self._recovery.before_firing(trainer, pl_module)
         if not dynamic_ops(pl_module):
             grow_all_(trainer, pl_module, mutator)
         put_back_(mutator.model, state.removed)
@@ -350,6 +358,7 @@ class PruningCallback(Callback):
         self._collector.reset()
         if self.reset_monitors and mutator.current_plan() != before:
             reset_monitors_(trainer)
+        self._recovery.after_firing(trainer, pl_module)
         if self.compact == "each":
             self._shrink(trainer, pl_module)
         log_figure(trainer, mutator)

@@ -1,0 +1,11 @@
+"""What helps accuracy come back, one object each; `PruningCallback(recovery=[...])` asks them while it prunes.
+
+Nothing here needs Lightning to be imported: what a run offers comes as a `Run`.
+"""
+
+from __future__ import annotations
+
+from lightning_prune.recovery.base import Recovery, Run
+from lightning_prune.recovery.recalibrate import Recalibration, recalibrate_
+
+__all__ = ["Recalibration", "Recovery", "Run", "recalibrate_"]
