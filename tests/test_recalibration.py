@@ -187,7 +187,7 @@ def test_a_number_of_batches_that_is_none(batches: Any) -> None:
 def test_recovery_takes_one_object_of_a_kind() -> None:
     with pytest.raises(ConfigError, match="two Recalibration objects"):
         pruning(recovery=[Recalibration(), Recalibration(2)])
-    with pytest.raises(ConfigError, match="expected objects of lightning_prune.recovery"):
+    with pytest.raises(ConfigError, match=r"expected objects of lightning_prune\.recovery"):
         pruning(recovery=["Recalibration"])
     with pytest.raises(ConfigError, match="RecoveryCallback beside"):
         trainer(pruning(recovery=[Recalibration()]), RecoveryCallback([Recalibration()])).fit(LitNet(), loader())
