@@ -2,11 +2,12 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 FUZZ_ARGS ?=
+TORTURE_ARGS ?=
 ZOO_ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test zoo fuzz bench lint
+.PHONY: demo test zoo fuzz torture bench lint
 .DEFAULT_GOAL := test
 
 demo: .venv/.installed
@@ -25,6 +26,10 @@ zoo: .venv/.installed .zoo/.installed
 # Random networks: 20,000 of them, or as many as EXAMPLES says; what was looked at before is not looked at again.
 fuzz: .venv/.installed
 	PYTHONPATH=. $(PY) -m tests.fuzz_run $(FUZZ_ARGS)
+
+# Runs that are killed at random moments and resumed, and every kind of run that stops, resumes and is exported.
+torture: .venv/.installed
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) -m tests.torture $(TORTURE_ARGS)
 
 # The last one takes hours; it goes on where it was stopped.
 bench: .venv/.installed .zoo/.installed

@@ -104,7 +104,7 @@ def test_what_left_the_tensors_does_not_come_back(tmp_path: Path) -> None:
         pytest.param({"min_ratio": 0.2}, id="min_ratio"),
         pytest.param({"compact": "never"}, id="compact"),
         pytest.param({"regrow": False}, id="regrow"),
-        pytest.param({"per_cost": "macs"}, id="per_cost"),
+        pytest.param({"per_cost": "params"}, id="per_cost"),
         pytest.param({"overrides": {"conv1*": {"min": 0.5}}}, id="overrides"),
         pytest.param({"ignore": "conv1"}, id="ignore"),
         pytest.param({"target": {"macs": 0.6}}, id="greater target"),
