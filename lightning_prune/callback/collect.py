@@ -27,7 +27,7 @@ class Collector:
     It watches the last `window` batches of the epoch before a firing; the first ones where nobody knows how long an
     epoch is; and where the schedule counts steps, those of the steps before. A firing that is due before so many
     batches were seen with the structure of the moment waits for them: the first one of a fit that begins at epoch 0
-    happens inside it. Of an epoch of no more batches than `window`, all but one are enough.
+    happens inside it. Of an epoch, or a fit, of no more batches than `window`, all but one are enough.
 
     Args:
         importance: Whose observer watches.
@@ -79,6 +79,8 @@ class Collector:
 
     def _needed(self, trainer: Trainer) -> int:
         length = trainer.num_training_batches
+        if trainer.max_steps > 0:  # a fit that is shorter than its first epoch
+            length = min(length, trainer.max_steps * trainer.accumulate_grad_batches)
         step = min(trainer.accumulate_grad_batches, length)
         return int(max(min(self.window, max(length - 1, 1)), step))
 
