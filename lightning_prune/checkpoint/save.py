@@ -22,7 +22,11 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dt
 
 
 def save_pruned(
-    model: nn.Module, path: str | os.PathLike[str], *, hyper_parameters: Mapping[str, Any] | None = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    hyper_parameters: Mapping[str, Any] | None = None,
+    units: Mapping[str, float | int] | None = None,
 ) -> None:
     """Write the weights of a model and its structure; `load_pruned` reads them, and nothing in the file is code.
 
@@ -34,6 +38,7 @@ def save_pruned(
         path: A name that ends in ``.safetensors`` gives that format; any other is a file of `torch.save`.
         hyper_parameters: Arguments that make the dense model from its class. None takes ``model.hparams`` if the model
             has them, as a LightningModule has.
+        units: What remains of each unit by name, for `describe`: `ChannelMutator.current_choices`.
 
     Raises:
         ConfigError: A hyperparameter is no plain data, the state dict holds what the format cannot, or the package
@@ -53,7 +58,12 @@ def save_pruned(
         _check_plain(f"hyper_parameters[{name!r}]", value)
     whole = getattr(model, "_hparams_name", None)  # how Lightning says that they are one object
     named = {"hparams_name": whole} if hyper_parameters is None and isinstance(whole, str) else {}
-    content = {"state_dict": model.state_dict(), KEY: structure_of(model), "hyper_parameters": arguments, **named}
+    content = {
+        "state_dict": model.state_dict(),
+        KEY: structure_of(model, units),
+        "hyper_parameters": arguments,
+        **named,
+    }
     target = Path(path)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         written = Path(folder) / target.name

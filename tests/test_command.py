@@ -1,0 +1,186 @@
+"""The command `lightning-prune`: every verb in a process of its own, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lightning_prune import load_pruned
+from lightning_prune.cli import main
+from lightning_prune.cli.models import load_model, make_input
+from lightning_prune.errors import ConfigError
+from lightning_prune.targets import parse_target
+from tests.test_export_files import Net, run_file
+
+NET = "tests.test_export_files.Net"
+INPUT = ["--input", "2x3x8x8"]
+NAMES = ["first_(0, 64)_out_2_in_2", "second_(0, 64)_out_1_in_1"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*words: str | Path, code: int = 0) -> str:
+    """Run the command from the root of the repository; return stdout, or stderr if it is to fail."""
+    command = [sys.executable, "-m", "lightning_prune.cli", *map(str, words)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert found.returncode == code, found.stderr
+    return found.stderr if code else found.stdout
+
+
+def run_json(*words: str | Path) -> Any:
+    return json.loads(run(*words, "--json"))
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `prune` writes; it is a verb as well."""
+    path = tmp_path_factory.mktemp("command") / "small.ckpt"
+    found = run_json("prune", NET, "{macs: 0.5}", "-o", path, *INPUT)
+    macs = found["costs"]["macs"]
+    assert 0.4 < macs["pruned"] / macs["dense"] <= 0.5
+    assert load_pruned(path, Net()).first.out_channels == found["units"][NAMES[0]] < 64
+    return path
+
+
+def test_units_writes_what_a_target_reads(tmp_path: Path) -> None:
+    assert str(tmp_path / "units.yaml") in run("units", NET, *INPUT, "--choices", "-o", tmp_path / "units.yaml")
+    written = OmegaConf.to_container(OmegaConf.load(tmp_path / "units.yaml"))
+    assert list(written) == NAMES
+    assert set(parse_target(tmp_path / "units.yaml").choices) == set(NAMES)
+
+
+def test_inspect_tells_units_frozen_axes_and_costs() -> None:
+    found = run_json("inspect", NET, *INPUT)
+    assert [row["name"] for row in found["units"]] == NAMES
+    assert {"tensor": "head.bias", "axis": 0, "size": 5, "reason": "model output"} in found["frozen"]
+    assert found["costs"]["macs"]["minimum"] < found["costs"]["macs"]["dense"]
+
+
+def test_describe_tells_the_units(pruned: Path) -> None:
+    assert "  head.weight        [5, 64] -> [5, " in run("describe", pruned)
+
+
+def test_export_writes_a_program(pruned: Path, tmp_path: Path) -> None:
+    found = run_json("export", pruned, NET, "-o", tmp_path / "small.pt2", *INPUT)
+    assert found["bytes"] == (tmp_path / "small.pt2").stat().st_size
+    images = torch.randn(4, 3, 8, 8)
+    expected = load_pruned(pruned, Net()).eval()(images)
+    torch.testing.assert_close(run_file(tmp_path / "small.pt2", images), expected)
+
+
+def test_bench_measures_both(pruned: Path) -> None:
+    found = run_json("bench", NET, pruned, *INPUT, "--rounds=3", "--threads=1")
+    assert found["times"]["eager"]["ratio"]["median"] > 0
+    assert found["sizes"]["pruned"]["macs"] <= found["sizes"]["dense"]["macs"] / 2
+
+
+def test_compare_tells_units_side_by_side(pruned: Path) -> None:
+    found = run_json("compare", pruned, pruned)
+    assert list(found["units"]) == NAMES
+    assert all(first == second for first, second in found["units"].values())
+
+
+def test_plot_draws_the_units(pruned: Path, tmp_path: Path) -> None:
+    found = run_json("plot", NET, pruned, "-o", tmp_path / "units.svg", *INPUT)
+    assert found["units"][0]["kept"] < found["units"][0]["channels"] == 64
+    drawing = (tmp_path / "units.svg").read_text()
+    assert ElementTree.fromstring(drawing).tag.endswith("svg")
+    assert drawing.count('id="patch_') >= 6  # a bar for dense, kept and cost of both units
+
+
+# In this process
+
+
+@pytest.mark.parametrize("verb", ["units", "inspect", "prune", "describe", "export", "bench", "compare", "plot"])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["bogus"], ["prune", NET], ["inspect"], ["describe", "x", "--more"]], ids=" ".join
+)
+def test_a_wrong_call_is_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage: lightning-prune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["describe", "none.ckpt"], "No such file", id="no file"),
+        pytest.param(["inspect", "nowhere.Net"], "No module named 'nowhere'", id="no package"),
+        pytest.param(["inspect", "tests.test_export_files.Nett"], "Did you mean 'Net'", id="no class"),
+        pytest.param(
+            ["inspect", "resnet50"], "expected package.module.Class, or one of torchvision:name", id="no path"
+        ),
+        pytest.param(["inspect", NET, "--arguments={depth: 3}"], "cannot be made from {'depth': 3}", id="arguments"),
+        pytest.param(["inspect", NET, "--input=2,x"], "expected shapes such as 2x3x224x224", id="input"),
+        pytest.param(["prune", NET, "0.5", "-o=x.ckpt", "--importance=taylor"], "watch training", id="importance"),
+        pytest.param(["prune", NET, "{macs: 0.0001}", "-o=x.ckpt", *INPUT], "macs", id="target"),
+    ],
+)
+def test_what_cannot_be_done_is_code_1(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"lightning-prune {words[0]}: ")
+    assert message in error
+
+
+def test_compare_refuses_other_models(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = str(tmp_path / "other.ckpt")
+    assert main(["prune", NET, "0.5", "-o", other, "--arguments={width: 32}", *INPUT]) == 0
+    assert main(["compare", str(pruned), other]) == 1
+    assert "different dense models" in capsys.readouterr().err
+
+
+def test_a_checkpoint_prunes_on(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    smaller = tmp_path / "smaller.safetensors"
+    words = [
+        "prune",
+        NET,
+        "{params: 0.6}",
+        "-o",
+        str(smaller),
+        "--checkpoint",
+        str(pruned),
+        "--importance={name: lp, p: 3}",
+    ]
+    assert main([*words, *INPUT]) == 0
+    assert load_pruned(smaller, Net()).first.out_channels < load_pruned(pruned, Net()).first.out_channels
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("2x3", [(2, 3)]),
+        ("2x3, int64:2x4<9", [(2, 3), (2, 4)]),
+        ("ids=int64:2x4,mask=float32:2x4", {"ids": (2, 4), "mask": (2, 4)}),
+    ],
+    ids=["one", "two", "named"],
+)
+def test_inputs_are_written_as_shapes(text: str, shapes: Any) -> None:
+    found = make_input(text, torch.nn.Identity())
+    if isinstance(shapes, dict):
+        assert {name: tuple(tensor.shape) for name, tensor in found.items()} == shapes
+        assert found["ids"].dtype == torch.int64
+    else:
+        found = [found] if isinstance(found, torch.Tensor) else found
+        assert [tuple(tensor.shape) for tensor in found] == shapes
+
+
+def test_a_function_or_a_module_gives_a_model() -> None:
+    assert isinstance(load_model("tests.test_export_files:make", {"width": 8}), Net)
+    with pytest.raises(ConfigError, match="gives dict; expected a torch module"):
+        load_model("builtins.dict")
