@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+from lightning_prune.callback.planner import FLOOR
 from lightning_prune.errors import ConfigError, did_you_mean
 from lightning_prune.importance.scorer import Scorer, is_priced
-from lightning_prune.targets import Target
+from lightning_prune.recovery import Guard
+from lightning_prune.targets import Target, parse_target
 from lightning_prune.targets.parse import COST_KEYS, LATENCY_KEYS
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "checked_name",
     "checked_price",
     "checked_ratio",
+    "checked_target",
 ]
 
 AUTO = "auto"
@@ -34,6 +37,22 @@ def checked_name(argument: str, value: Any, valid: Iterable[str]) -> str:
     if value not in names:
         raise ConfigError(f"Got {argument}={value!r} for PruningCallback. {did_you_mean(value, names)}")
     return str(value)
+
+
+def checked_target(target: Any, recovery: Sequence[Any] | None) -> Target:
+    """Return a target; for "auto" the floors of all units, where a guard stops on the way.
+
+    Raises:
+        ConfigError: It is none; or "auto", and there is no guard.
+    """
+    if target != AUTO:
+        return parse_target(target)
+    if not any(isinstance(part, Guard) for part in recovery or ()):
+        raise ConfigError(
+            "Got target='auto' without a Guard; expected recovery=[Guard(monitor, ...)] to stop the pruning, or a "
+            "target such as {'macs': 0.5}."
+        )
+    return FLOOR
 
 
 def checked_price(value: Any, importance: Scorer, target: Target) -> str | None:

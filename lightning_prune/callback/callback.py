@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from torch import nn
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callback import arguments
-from lightning_prune.callback.checks import check_alone, check_no_new_parameters, check_optimizers
+from lightning_prune.callback.checks import check_alone, check_no_new_parameters, check_optimizers, warn_unmet
 from lightning_prune.callback.collect import Collector
 from lightning_prune.callback.convert import Conversion
 from lightning_prune.callback.example import find_root, hint_for, nothing_to_prune
@@ -41,7 +41,6 @@ from lightning_prune.ops import dynamic_ops
 from lightning_prune.ops.removed import put_back_
 from lightning_prune.recovery import Recovery
 from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedule
-from lightning_prune.targets import parse_target
 from lightning_prune.targets.steps import SCOPES
 
 __all__ = ["PruningCallback"]
@@ -62,7 +61,8 @@ class PruningCallback(Callback):
             ``{"macs": 0.5}`` (also params, channels, flops, memory, latency, latency_ms), or of unit names or globs; or
             the path of a YAML file. In mappings a value up to 1 is a fraction, a greater one absolute; ``"2G"`` too. A
             latency is predicted from a table that is measured when `fit` starts; the last plan is measured, and made
-            anew until it meets the target.
+            anew until it meets the target. "auto" goes on to the floors of all units, until a `Guard` in `recovery`
+            takes the last firing back.
         importance: How channels are scored. By weights: "magnitude", "l1", "l2", "lp", "bn_scale", "lamp", "fpgm",
             "random". By the training batches before a firing: "taylor", "taylor2", "hessian", "fisher", "activation",
             "wanda", "apoz"; a firing at epoch 0 waits inside it for them. Or a mapping of `Importance`'s arguments and
@@ -109,7 +109,7 @@ class PruningCallback(Callback):
 
     def __init__(
         self,
-        target: int | float | dict[str, Any] | str,
+        target: int | float | dict[str, Any] | str = "auto",
         importance: Importance | str | dict[str, Any] | Callable[..., Any] = "magnitude",
         schedule: Schedule | Callable[[float], float] | str | dict[str, Any] = "cubic",
         scope: Literal["global", "isomorphic", "local"] = "global",
@@ -130,7 +130,7 @@ class PruningCallback(Callback):
         recovery: list[Recovery] | None = None,
     ) -> None:
         super().__init__()
-        self.target = parse_target(target)
+        self.target = arguments.checked_target(target, recovery)
         self.importance = resolve_importance(importance)
         self.schedule = resolve_schedule(schedule)
         self.scope = arguments.checked_name("scope", scope, SCOPES)
@@ -279,13 +279,9 @@ class PruningCallback(Callback):
         """Become small where no epoch follows the schedule; the last chance before the optimizers go."""
         self._compact_if_done(trainer, pl_module)
         if not self.is_done:
-            rank_zero_warn(
-                f"Training ended at {self._schedule.unit} {self._now(trainer)}, before the last firing of the pruning "
-                f"schedule at {self._schedule.last}: the target is not met. Go on with fit(ckpt_path=...), or "
-                "export_pruned(model) as it is."
-            )
+            warn_unmet(self._schedule, self._now(trainer))
         if self.verbose and trainer.is_global_zero:
-            Console().print(summary_of(self._active))
+            Console().print(summary_of(self._active), *self._recovery.reports())
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become small where a resumed fit had no epoch left, so that `on_train_end` never came."""
@@ -368,6 +364,9 @@ class PruningCallback(Callback):
                 rank_zero_info(f"Latency: {outcome}.")
 
     def _compact_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._recovery.restore_if_failed(trainer, pl_module):
+            self._state.end(self._active)
+            reset_monitors_(trainer)
         if self.compact != "never" and self.is_done and dynamic_ops(pl_module):
             self._shrink(trainer, pl_module)
             self._state.removed = {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import LBFGS
 
 from lightning_prune.errors import ConfigError
+from lightning_prune.schedule import ResolvedSchedule
 
-__all__ = ["check_alone", "check_no_new_parameters", "check_optimizers"]
+__all__ = ["check_alone", "check_no_new_parameters", "check_optimizers", "warn_unmet"]
 
 
 def check_alone(trainer: Trainer, kind: type[Callback]) -> None:
@@ -46,3 +48,16 @@ def check_optimizers(trainer: Trainer, compact: str) -> None:
     """
     if compact != "never" and any(isinstance(o, LBFGS) for o in trainer.optimizers):
         raise ConfigError("Got LBFGS, whose state cannot shrink. Set compact='never', or use another optimizer.")
+
+
+def warn_unmet(schedule: ResolvedSchedule, now: int) -> None:
+    """Warn that training ended before the target was met.
+
+    Args:
+        schedule: With firings that did not happen.
+        now: Epoch or step, as it counts.
+    """
+    rank_zero_warn(
+        f"Training ended at {schedule.unit} {now}, before the last firing of the pruning schedule at {schedule.last}: "
+        "the target is not met. Go on with fit(ckpt_path=...), or export_pruned(model) as it is."
+    )

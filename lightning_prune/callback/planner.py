@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,12 @@ from lightning_prune.latency import LatencyCosts, LatencyOutcome
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.plan import KeepPlan, UnitLimits
 from lightning_prune.targets import Target, make_plan
+from lightning_prune.targets.planning import reachable_range
 
-__all__ = ["Planner"]
+__all__ = ["FLOOR", "Planner"]
+
+FLOOR = Target(costs={"macs": 1e-12})
+"""As small as the floors of all units allow."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,16 @@ class Planner:
         kept = {unit.name: unit.activated_channels for unit in mutator.units}
 
         def plan_for(target: Target, cost: CostModel | LatencyCosts) -> KeepPlan:
+            wanted = _floor(limits, cost) if target == FLOOR else target
             return make_plan(
-                target, ranked, limits, cost, scope=self.scope, progress=progress, per_cost=self.per_cost, kept=kept
+                wanted,
+                ranked,
+                limits,
+                cost,
+                scope=self.scope,
+                progress=progress,
+                per_cost=self.per_cost,
+                kept=kept,
             )
 
         return self.timing.plan(plan_for, mutator, limits, is_last=is_last)
@@ -85,3 +97,9 @@ class Planner:
         """
         zeros = {unit.name: torch.zeros(unit.num_channels) for unit in mutator.units}
         self.plan(mutator, zeros, gone, progress=1.0, is_last=False)
+
+
+def _floor(limits: Sequence[UnitLimits], cost: CostModel | LatencyCosts) -> Target:
+    """Return the target that every unit at its floor meets."""
+    least, dense = reachable_range("macs", limits, cost)[0], cost.measure("macs", cost.full)
+    return Target(costs={"macs": min(1.0, (least + 0.5) / dense)})

@@ -7,14 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_prune.callback.feed import forward_on, own_batches
+from lightning_prune.callback.kept import kept_copy, restore_
 from lightning_prune.callback.ranks import is_sharding
 from lightning_prune.errors import ConfigError
-from lightning_prune.recovery import Recovery, Run
+from lightning_prune.recovery import Guard, Recovery, Run
 
 if TYPE_CHECKING:
     from lightning_prune.callback.callback import PruningCallback
@@ -76,11 +78,36 @@ class RecoveryCallback(Callback):
         """Say that channels will be removed."""
         for part in self.recovery:
             part.before_firing(self._run(trainer, pl_module))
+        self._keep_if_good(trainer, pl_module)
 
     def after_firing(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that channels have been removed."""
         for part in self.recovery:
             part.after_firing(self._run(trainer, pl_module))
+
+    def restore_if_failed(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Bring back what a guard has kept, if it asks for that; return whether it did."""
+        pruning = self._pruning
+        for guard in self._guards:
+            if guard.has_failed and guard.good is not None and pruning is not None and pruning.mutator is not None:
+                restore_(trainer, pl_module, pruning.mutator, guard.good, pruning._conversion.home)
+                guard.end()
+                rank_zero_info(guard.report)
+                return True
+        return False
+
+    def reports(self) -> list[str]:
+        """Return what there is to say at the end of a run."""
+        return [guard.report for guard in self._guards if guard.is_over]
+
+    @property
+    def _guards(self) -> list[Guard]:
+        return [part for part in self.recovery if isinstance(part, Guard)]
+
+    def _keep_if_good(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for guard in self._guards:
+            if guard.wants_copy and self._pruning is not None and self._pruning.mutator is not None:
+                guard.keep(kept_copy(trainer, pl_module, self._pruning.mutator), trainer.current_epoch)
 
     def _setup(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_sharding(trainer):
@@ -147,11 +174,13 @@ class RecoveryCallback(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             for part in self.recovery:
                 part.after_validation(self._run(trainer, pl_module))
+            self._keep_if_good(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at metrics."""
         for part in self.recovery:
             part.after_epoch(self._run(trainer, pl_module))
+        self._keep_if_good(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go."""

@@ -61,6 +61,11 @@ class RunState:
         self.kept = {u.name: u.mutable.current_mask.nonzero().flatten() for u in mutator.units}
         self.removed = removed_entries(mutator.model)
 
+    def end(self, mutator: ChannelMutator) -> None:
+        """Take what remains for the target: no firing follows."""
+        self.fired(self.unit, self.last, 1.0, mutator)
+        self.removed = {}
+
     def reopen(self, mutator: ChannelMutator) -> None:
         """Begin again on the way to a smaller target; what left the tensors already has no values to come back with."""
         if not self.removed:
