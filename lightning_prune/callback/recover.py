@@ -150,7 +150,7 @@ class RecoveryCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prepare for a batch."""
         for part in self.recovery:
-            part.begin_batch(self._run(trainer, pl_module))
+            part.begin_batch(self._run(trainer, pl_module), batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Change the loss."""

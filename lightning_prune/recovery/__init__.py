@@ -6,7 +6,8 @@ Nothing here needs Lightning to be imported: what a run offers comes as a `Run`.
 from __future__ import annotations
 
 from lightning_prune.recovery.base import Recovery, Run
+from lightning_prune.recovery.distill import Distillation, distillation_loss
 from lightning_prune.recovery.guard import Guard
 from lightning_prune.recovery.recalibrate import Recalibration, recalibrate_
 
-__all__ = ["Guard", "Recalibration", "Recovery", "Run", "recalibrate_"]
+__all__ = ["Distillation", "Guard", "Recalibration", "Recovery", "Run", "distillation_loss", "recalibrate_"]

@@ -58,8 +58,8 @@ class Recovery:
     def after_firing(self, run: Run) -> None:
         """Act when channels have just been removed, by masks."""
 
-    def begin_batch(self, run: Run) -> None:
-        """Prepare for `training_step`."""
+    def begin_batch(self, run: Run, batch: Any) -> None:
+        """Prepare for the `training_step` of a batch."""
 
     def before_backward(self, run: Run, loss: Tensor) -> None:
         """Change the loss in place: it is divided by the batches of a step and multiplied by a scaler already."""
