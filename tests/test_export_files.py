@@ -132,6 +132,32 @@ def test_a_model_that_the_exporter_refuses_is_told(write, suffix: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+class FixesBatch(nn.Module):
+    """Has the number of its examples in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(x).reshape(2, 2, 2)
+
+
+@WRITERS
+def test_a_batch_that_the_model_fixes_is_told(write, suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"dynamic_batch=False"):
+        write(FixesBatch(), torch.randn(2, 4), tmp_path / f"model{suffix}")
+    assert list(tmp_path.iterdir()) == []
+    assert write(FixesBatch(), torch.randn(2, 4), tmp_path / f"model{suffix}", dynamic_batch=False).exists()
+
+
+def test_a_file_that_the_runtime_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_prune.export.onnx.write_onnx", lambda *_, **__: Path(_[3]).write_bytes(b"no model"))
+    with pytest.raises(ExportError, match="ONNX Runtime refuses"):
+        export_onnx(make(), IMAGES, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("example", "message"),
     [

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lightning_prune.errors import ConfigError, ExportError
-from lightning_prune.export.verify import Run, check_outputs, first_line, placed, prepare, tensors_of
+from lightning_prune.export.verify import Run, check_outputs, placed, prepare, said_by, tensors_of
 
 __all__ = ["check_packages", "export_onnx", "feed", "open_session", "write_onnx"]
 
@@ -51,7 +51,7 @@ def export_onnx(
             write_onnx(prepared.model, prepared.args, prepared.kwargs, written, shapes=prepared.shapes)
         except Exception as error:  # the exporter raises what it likes
             raise ExportError(
-                f"Got {type(model).__name__}, which torch.onnx.export cannot write: {first_line(error)}. Try "
+                f"Got {type(model).__name__}, which torch.onnx.export cannot write: {said_by(error)}. Try "
                 "dynamic_batch=False; if the dense model fails too, its forward is the reason."
             ) from error
         check_outputs(prepared, _runner(written), tolerance, "ONNX file")
@@ -59,7 +59,10 @@ def export_onnx(
 
 
 def _runner(path: Path) -> Run:
-    session = open_session(path)
+    try:
+        session = open_session(path)
+    except Exception as error:  # the exporter wrote what the runtime refuses
+        raise ExportError(f"Got an ONNX file that ONNX Runtime refuses: {said_by(error)}.") from error
     return lambda args, kwargs: [torch.as_tensor(one) for one in session.run(None, feed(session, args, kwargs))]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import ExportError
-from lightning_prune.export.verify import check_outputs, first_line, placed, prepare, tensors_of
+from lightning_prune.export.verify import check_outputs, placed, prepare, said_by, tensors_of
 
 __all__ = ["export_program"]
 
@@ -51,7 +51,7 @@ def export_program(
             torch.export.save(program, written)
         except Exception as error:  # the exporter raises what it likes
             raise ExportError(
-                f"Got {type(model).__name__}, which torch.export cannot write: {first_line(error)}. Try "
+                f"Got {type(model).__name__}, which torch.export cannot write: {said_by(error)}. Try "
                 "dynamic_batch=False; if the dense model fails too, its forward is the reason."
             ) from error
         loaded = torch.export.load(written).module()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from lightning_prune.errors import ConfigError, ExportError
 from lightning_prune.export.pruned import export_pruned
 from lightning_prune.mutator.arguments import split_input
 
-__all__ = ["Prepared", "Run", "check_outputs", "first_line", "placed", "prepare", "tensors_of"]
+__all__ = ["Prepared", "Run", "check_outputs", "placed", "prepare", "said_by", "tensors_of"]
 
 Run = Callable[[tuple[Any, ...], dict[str, Any]], list[Tensor]]
 """Positional and keyword arguments to the tensors that the exported model returns, in order."""
 
 ANOTHER_BATCH = 3
+SAID = 300  # letters of an exporter's message
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,16 @@ def check_outputs(prepared: Prepared, run: Run, tolerance: float, what: str) -> 
     """
     for example in prepared.checks:
         args, kwargs = split_input(example)
-        with torch.no_grad():
-            expected = tensors_of(prepared.model(*args, **kwargs))
-        found = run(args, kwargs)
+        try:
+            with torch.no_grad():
+                expected = tensors_of(prepared.model(*args, **kwargs))
+            found = run(args, kwargs)
+        except Exception as error:  # of the model, or of what runs the file
+            shapes = [list(tensor.shape) for tensor in tensors_of(example)]
+            raise ExportError(
+                f"Got inputs {shapes} that the model or the {what} cannot run: {said_by(error)}. Try "
+                "dynamic_batch=False, if the batch is the reason."
+            ) from error
         if [list(one.shape) for one in found] != [list(one.shape) for one in expected]:
             raise ExportError(
                 f"Got outputs {[list(one.shape) for one in found]} from the {what}; the model gives "
@@ -129,9 +139,10 @@ def check_outputs(prepared: Prepared, run: Run, tolerance: float, what: str) -> 
                 )
 
 
-def first_line(error: Exception) -> str:
-    """Return what an exporter says first; it says a lot."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def said_by(error: BaseException) -> str:
+    """Return the beginning of what an exporter says, and of the reason behind it, on one line; it says a lot."""
+    words = " ".join(_COLOURS.sub("", str(error)).split())[:SAID] or type(error).__name__
+    return words if error.__cause__ is None else f"{words[: SAID // 2]} ({said_by(error.__cause__)})"
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
