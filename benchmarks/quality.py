@@ -224,7 +224,8 @@ def main() -> None:
     if not arguments.table:
         environment = describe_environment("lightning", "torch-pruning", "scikit-learn")
         done = {tuple(row["key"]) for row in rows}
-        wanted = sorted(comparisons(SEEDS) + schedules(SEEDS), key=lambda key: "taylor" in key)
+        # magnitude first, then the schedules; of Taylor the deepest cuts first
+        wanted = sorted(comparisons(SEEDS) + schedules(SEEDS), key=lambda key: key[-1] if "taylor" in key else 0)
         order = {key: place for place, key in enumerate(wanted)}
         keys = [key for key in wanted if key[1] in arguments.seeds and key not in done]
         with tempfile.TemporaryDirectory() as temporary:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.quality import SEEDS, comparisons, schedules
+from benchmarks.common import ROOT
+from benchmarks.quality import SEEDS, comparisons, read_rows, schedules
 from benchmarks.quality_data import HardDigits, spoiled
 from benchmarks.quality_models import MODELS
 from benchmarks.quality_sides import EXAMPLE, find_zero
@@ -40,6 +41,7 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_the_table_says_who_wins_and_what_is_lost() -> None:
     rows = [row(seed, 80.0, 70.0 + seed) for seed in range(3)] + [row(s, 50.0 + s, 60.0, share=0.5) for s in range(3)]
+    rows.append(row(0, 80.0, 0.0, share=0.3))  # not done for all seeds
     lines = render(rows).splitlines()
     assert "| ViT | global | magnitude | 15% | 90.0 | 80.0 | 71.0 | +9.0 ± 2.5 | 40.0 | 35.5 | +4.5 ± 1.2 |" in lines
     assert "1 of 2 rows have an interval above 0, 1 below; mean difference +0.0" in render(rows)
@@ -90,3 +92,7 @@ def test_digits_are_shifted_and_noisy_and_those_of_the_test_stay() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_names_ten_digits(name: str) -> None:
     assert MODELS[name]()(torch.zeros(EXAMPLE)).shape == (2, 10)
+
+
+def test_the_table_of_the_readme_is_that_of_the_results() -> None:
+    assert render(read_rows()) in (ROOT / "README.md").read_text(encoding="utf-8")
