@@ -1,0 +1,187 @@
+"""What `PruningCallback` costs in epochs in which it does not prune, before its schedule and after it.
+
+Usage: `PYTHONPATH=. python benchmarks/overhead.py`, or `make bench`.
+
+Several Trainers fit the same network to the same batches, each in a thread of its own, but strictly in turns: one epoch
+each. Before the schedule all layers are dynamic and keep all their channels; after it the network is small and plain,
+and the callback is still there. A second Trainer without it shows the noise. Since that is larger than the aim on a busy
+machine, the time inside the callback's own hooks is measured too, as a share of the epoch it is spent in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.common import compare_times, describe_environment, summarize, write_result
+from examples.digits import DigitsResNet
+from lightning_prune import PruningCallback, export_pruned
+
+AIM = 1.01
+WIDTH, BATCHES, BATCH = 16, 16, 64
+WARM_UP = 3
+ROUNDS = 40
+SIDES = ("without", "with the callback", "without again")
+
+
+class Turns:
+    """Lets one thread at a time go on, for one epoch; another one begins each round."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.done = 0
+        self.condition = threading.Condition()
+
+    def wait(self, place: int) -> None:
+        with self.condition:
+            self.condition.wait_for(lambda: self._next() == place)
+
+    def end(self) -> None:
+        with self.condition:
+            self.done += 1
+            self.condition.notify_all()
+
+    def _next(self) -> int:
+        epoch, turn = divmod(self.done, self.number)
+        return (turn + epoch) % self.number
+
+
+class HookClock:
+    """Adds up the time inside the hooks that a callback overrides."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.seconds = 0.0
+        for name in dir(Callback):
+            if name.startswith("on_") and getattr(type(callback), name) is not getattr(Callback, name):
+                setattr(callback, name, self._timed(getattr(callback, name)))
+
+    def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = hook(*args, **kwargs)
+            self.seconds += time.perf_counter() - start
+            return result
+
+        return timed
+
+    def take(self) -> float:
+        taken, self.seconds = self.seconds, 0.0
+        return taken
+
+
+class Begin(Callback):
+    """First of the callbacks: waits for the turn, then starts the clock."""
+
+    def __init__(self, turns: Turns, place: int) -> None:
+        self.turns, self.place, self.start = turns, place, 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.turns.wait(self.place)
+        self.start = time.perf_counter()
+
+
+class End(Callback):
+    """Last of the callbacks: stops the clock, and lets the next one begin."""
+
+    def __init__(self, begin: Begin, clock: HookClock | None) -> None:
+        self.begin, self.clock = begin, clock
+        self.seconds: list[float] = []
+        self.shares: list[float] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds.append(time.perf_counter() - self.begin.start)
+        if self.clock is not None:
+            self.shares.append(self.clock.take() / self.seconds[-1])
+        self.begin.turns.end()
+
+
+def make_trainer(callbacks: Sequence[Callback], epochs: int) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def make_batches() -> DataLoader[Any]:
+    images, labels = torch.randn(BATCHES * BATCH, 1, 8, 8), torch.randint(10, (BATCHES * BATCH,))
+    return DataLoader(TensorDataset(images, labels), BATCH)
+
+
+def measure(models: Mapping[str, LightningModule], callback: PruningCallback, rounds: int) -> dict[str, Any]:
+    """Return the epoch times of each side, relative to the one without the callback."""
+    turns, ends, threads, failed = Turns(len(models)), {}, [], []
+    for place, (name, model) in enumerate(models.items()):
+        begin = Begin(turns, place)
+        ours = [callback] if name == SIDES[1] else []
+        ends[name] = End(begin, HookClock(callback) if ours else None)
+        trainer = make_trainer([begin, *ours, ends[name]], WARM_UP + rounds + 1)
+
+        def fit(trainer: Trainer = trainer, model: LightningModule = model) -> None:
+            try:
+                trainer.fit(model, make_batches())
+            except BaseException as error:
+                failed.append(error)
+
+        threads.append(threading.Thread(target=fit, daemon=True))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive() and not failed:
+            thread.join(0.5)
+    if failed:
+        raise failed[0]
+    times = {name: tuple(end.seconds[WARM_UP : WARM_UP + rounds]) for name, end in ends.items()}
+    shares = [round(100 * share, 3) for share in ends[SIDES[1]].shares[WARM_UP : WARM_UP + rounds]]
+    return {**compare_times(times, SIDES[0]), "percent of the epoch inside hooks": summarize(shares)}
+
+
+def main() -> None:
+    """Measure both settings and write `results/overhead.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    environment = describe_environment("lightning")
+    dense = DigitsResNet(WIDTH)
+    last = WARM_UP + rounds  # its epoch is not counted
+    late = PruningCallback({"macs": 0.5}, schedule={"kind": "one_shot", "begin": last, "end": last + 1}, verbose=False)
+    results = {"before the schedule": measure({name: copy.deepcopy(dense) for name in SIDES}, late, rounds)}
+
+    early = PruningCallback({"macs": 0.5}, schedule="one_shot", verbose=False)
+    pruned = copy.deepcopy(dense)
+    make_trainer([early], 2).fit(pruned, make_batches())
+    small = {name: pruned if name == SIDES[1] else export_pruned(pruned) for name in SIDES}
+    results["after the schedule"] = measure(small, early, rounds)
+    for name, rows in results.items():
+        print(name)
+        for side, row in rows.items():
+            print(f"  {side:36}{row}")
+    config = {
+        "network": f"ResNet-20, width {WIDTH}",
+        "epoch": f"{BATCHES} batches of {BATCH} images of 8 x 8 pixels",
+        "rounds": rounds,
+        "aim": f"an epoch with the callback at most {AIM} of one without",
+    }
+    write_result("overhead", config, environment, results)
+
+
+if __name__ == "__main__":
+    main()
