@@ -4,8 +4,8 @@ Usage: `PYTHONPATH=. python benchmarks/overhead.py`, or `make bench`.
 
 Several Trainers fit the same network to the same batches, each in a thread of its own, but strictly in turns: one epoch
 each. Before the schedule all layers are dynamic and keep all their channels; after it the network is small and plain,
-and the callback is still there. A second Trainer without it shows the noise. Since that is larger than the aim on a busy
-machine, the time inside the callback's own hooks is measured too, as a share of the epoch it is spent in.
+and the callback is still there. A second Trainer without it shows the noise. Since that is larger than the aim on a
+busy machine, the time inside the callback's own hooks is measured too, as a share of the epoch it is spent in.
 """
 
 from __future__ import annotations

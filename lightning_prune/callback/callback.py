@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from torch import nn
@@ -17,7 +16,7 @@ from lightning_prune.callback import arguments
 from lightning_prune.callback.checks import check_alone, check_no_new_parameters, check_optimizers, warn_unmet
 from lightning_prune.callback.collect import Collector
 from lightning_prune.callback.convert import Conversion
-from lightning_prune.callback.example import find_root, hint_for, nothing_to_prune
+from lightning_prune.callback.example import find_root, nothing_to_prune, raise_with_hint
 from lightning_prune.callback.figure import log_figure
 from lightning_prune.callback.files import explain_bad_files
 from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
@@ -29,7 +28,7 @@ from lightning_prune.callback.resumed import LASTING, check_resumed, plain_argum
 from lightning_prune.callback.shapes import averages_of, forget_compiled, grow_all_, made_for, shrink_all_
 from lightning_prune.callback.sharded import check_one_shot
 from lightning_prune.callback.state import RunState
-from lightning_prune.callback.table import metrics_of, shares_of, summary_of
+from lightning_prune.callback.table import announce, metrics_of, summary_of
 from lightning_prune.callback.timed import Timing
 from lightning_prune.callback.widths import watch_widths
 from lightning_prune.checkpoint import KEY, structure_of
@@ -150,9 +149,8 @@ class PruningCallback(Callback):
         arguments.check_own_mutator(
             mutator, ignore=self.ignore or None, overrides=self.overrides or None, example_input=example_input
         )
-        self._planner = Planner(
-            self.target, self.scope, self.divisor, self.min_ratio, self.regrow, self.per_cost, self._timing
-        )
+        limits = (self.divisor, self.min_ratio)
+        self._planner = Planner(self.target, self.scope, *limits, self.regrow, self.per_cost, self._timing)
         self._recovery = RecoveryCallback(recovery or ())
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
@@ -206,10 +204,8 @@ class PruningCallback(Callback):
             self._check_reachable()
         except Exception as error:
             self._take_back(pl_module)
-            hint = hint_for(error, pl_module, mutator.example_input)
-            if hint is None:
-                raise
-            raise hint from error
+            raise_with_hint(error, pl_module, mutator.example_input)
+            raise
 
     def _take_back(self, pl_module: LightningModule) -> None:
         """Leave the module as it was before `setup`, if no training came between."""
@@ -272,7 +268,7 @@ class PruningCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log at the end: a run that resumes in the middle of an epoch has no start of it."""
         if not trainer.barebones:
-            metrics = {**metrics_of(self._active), **self._timing.metrics()}
+            metrics = metrics_of(self._active) | self._timing.metrics()
             pl_module.log_dict(metrics, prog_bar=True, on_epoch=True, batch_size=1, sync_dist=trainer.world_size > 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -349,8 +345,7 @@ class PruningCallback(Callback):
             agree(trainer, mutator, plan)
         forget_compiled(pl_module)
         state.fired(self._schedule.unit, time, progress, mutator)
-        if outcome is not None:
-            self._timing.note(outcome)
+        self._timing.note(outcome)
         self._collector.reset()
         if self.reset_monitors and mutator.current_plan() != before:
             reset_monitors_(trainer)
@@ -359,9 +354,7 @@ class PruningCallback(Callback):
             self._shrink(trainer, pl_module)
         log_figure(trainer, mutator)
         if self.verbose:
-            rank_zero_info(f"Pruned at {self._schedule.unit} {time}: {shares_of(mutator)} remain.")
-            if outcome is not None:
-                rank_zero_info(f"Latency: {outcome}.")
+            announce(f"{self._schedule.unit} {time}", mutator, outcome)
 
     def _compact_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._recovery.restore_if_failed(trainer, pl_module):

@@ -20,7 +20,7 @@ from lightning_prune.errors import ConfigError, TraceError
 from lightning_prune.graph.sandbox import Sandbox
 from lightning_prune.mutator import ChannelMutator
 
-__all__ = ["find_example", "find_root", "hint_for", "nothing_to_prune"]
+__all__ = ["find_example", "find_root", "nothing_to_prune", "raise_with_hint"]
 
 MEND = "Give PruningCallback(example_input=...), or set example_input_array on the module."
 EXAMPLES = 2  # batch statistics need two values per channel
@@ -89,13 +89,17 @@ def nothing_to_prune(mutator: ChannelMutator) -> ConfigError:
     )
 
 
-def hint_for(error: Exception, pl_module: LightningModule, example: Any) -> ConfigError | TraceError | None:
-    """Return an error of `setup` with what may be behind it; None where nothing is known.
+def raise_with_hint(error: Exception, pl_module: LightningModule, example: Any) -> None:
+    """Raise an error of `setup` again with what may be behind it; return where nothing is known.
 
     Args:
         error: Raised while the module was traced.
         pl_module: The module.
         example: What it was traced with.
+
+    Raises:
+        ConfigError: Layers are made in the module's own `setup`, perhaps.
+        TraceError: The example does not fit, perhaps.
     """
     text = str(error)
     if isinstance(error, TraceError):
@@ -104,11 +108,12 @@ def hint_for(error: Exception, pl_module: LightningModule, example: Any) -> Conf
             f"Got a failure while {type(pl_module).__name__} was traced with tensors of shapes {shapes}: {text}. {MEND}"
         )
     if isinstance(error, ConfigError | TraceError) and is_overridden("setup", pl_module):
-        return ConfigError(
+        raise ConfigError(
             f"{text} {type(pl_module).__name__}.setup has not run yet: make layers in __init__ or in configure_model, "
             "not in setup."
-        )
-    return TraceError(text) if isinstance(error, TraceError) else None
+        ) from error
+    if isinstance(error, TraceError):
+        raise TraceError(text) from error
 
 
 def _no_forward(pl_module: LightningModule) -> ConfigError:

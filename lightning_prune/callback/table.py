@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from lightning_prune.latency import LatencyOutcome
 from lightning_prune.mutator import ChannelMutator
 
-__all__ = ["COSTS", "metrics_of", "remaining", "shares_of", "summary_of"]
+__all__ = ["COSTS", "announce", "metrics_of", "remaining", "summary_of"]
 
 COSTS = ("macs", "params", "channels")
 
@@ -23,9 +25,18 @@ def metrics_of(mutator: ChannelMutator) -> dict[str, float]:
     return {f"pruning/{key}": share for key, share in remaining(mutator).items()}
 
 
-def shares_of(mutator: ChannelMutator) -> str:
-    """Return what remains in words."""
-    return ", ".join(f"{key} {share:.1%}" for key, share in remaining(mutator).items())
+def announce(when: str, mutator: ChannelMutator, outcome: LatencyOutcome | None) -> None:
+    """Say on rank 0 what a firing left.
+
+    Args:
+        when: The epoch or step, in words.
+        mutator: Its masks say what remains.
+        outcome: What was measured of it, if a latency was asked for.
+    """
+    shares = ", ".join(f"{key} {share:.1%}" for key, share in remaining(mutator).items())
+    rank_zero_info(f"Pruned at {when}: {shares} remain.")
+    if outcome is not None:
+        rank_zero_info(f"Latency: {outcome}.")
 
 
 def summary_of(mutator: ChannelMutator) -> RenderableType:

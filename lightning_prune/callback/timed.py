@@ -84,9 +84,10 @@ class Timing:
         outcome = meet(self.target, plan_for, mutator, limits, costs, timed, self.settings.corrections)
         return outcome.plan, outcome
 
-    def note(self, outcome: LatencyOutcome) -> None:
-        """Remember what was measured of the plan that is in force."""
-        self.measured = [1.0] * 3 if outcome.chosen is None else list(outcome.chosen.measured)
+    def note(self, outcome: LatencyOutcome | None) -> None:
+        """Remember what was measured of the plan that is in force, if it was."""
+        if outcome is not None:
+            self.measured = [1.0] * 3 if outcome.chosen is None else list(outcome.chosen.measured)
 
     def metrics(self) -> dict[str, float]:
         """Return what to log: the measured latency relative to the dense model, once there is one."""
