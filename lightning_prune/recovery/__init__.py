@@ -9,5 +9,18 @@ from lightning_prune.recovery.base import Recovery, Run
 from lightning_prune.recovery.distill import Distillation, distillation_loss
 from lightning_prune.recovery.guard import Guard
 from lightning_prune.recovery.recalibrate import Recalibration, recalibrate_
+from lightning_prune.recovery.sparse import BNScaleL1, GroupLasso, GroupNormSparsity, GrowingRegularization
 
-__all__ = ["Distillation", "Guard", "Recalibration", "Recovery", "Run", "distillation_loss", "recalibrate_"]
+__all__ = [
+    "BNScaleL1",
+    "Distillation",
+    "GroupLasso",
+    "GroupNormSparsity",
+    "GrowingRegularization",
+    "Guard",
+    "Recalibration",
+    "Recovery",
+    "Run",
+    "distillation_loss",
+    "recalibrate_",
+]
