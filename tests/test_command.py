@@ -11,14 +11,19 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, Subset
 
 from lightning_prune import load_pruned
+from lightning_prune.checkpoint import structure_of
 from lightning_prune.cli import main
 from lightning_prune.cli.models import load_model, make_input
 from lightning_prune.errors import ConfigError
 from lightning_prune.targets import parse_target
+from tests.lit import LitNet, data
 from tests.test_export_files import Net, run_file
+from tests.torchvision_shim import import_torchvision
 
 NET = "tests.test_export_files.Net"
 INPUT = ["--input", "2x3x8x8"]
@@ -180,7 +185,61 @@ def test_inputs_are_written_as_shapes(text: str, shapes: Any) -> None:
         assert [tuple(tensor.shape) for tensor in found] == shapes
 
 
+class Data(LightningDataModule):
+    """A few batches."""
+
+    def __init__(self, batches: int = 9) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self):
+        return DataLoader(Subset(data(), range(2 * self.batches)), 2)
+
+
+def make_lit() -> LitNet:
+    torch.manual_seed(0)
+    return LitNet()
+
+
+@pytest.mark.parametrize("importance", ["taylor", "activation"])
+def test_data_prune_by_what_training_shows_and_train_nothing(
+    importance: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prune", f"{__name__}:make_lit", "{macs: 0.5}", "-o", str(tmp_path / "small.ckpt"), "--input=2x3x6x6"]
+    words += [f"--importance={importance}", "--divisor=1", "--json"]
+    assert main([*words, f"--data={__name__}.Data"]) == 0
+    small, dense = load_pruned(tmp_path / "small.ckpt", LitNet), make_lit()
+    kept = json.loads(capsys.readouterr().out)["units"]
+    assert small.conv1.out_channels == next(iter(kept.values())) < 16
+    indices = structure_of(small)["tensors"]["conv1.weight"]["kept"]["0"]
+    assert torch.equal(small.conv1.weight, dense.conv1.weight[indices])
+    assert torch.equal(small.norm.running_mean, torch.zeros(len(indices)))
+    assert main([*words, f"--data={__name__}.Data", "--data_arguments={batches: 1}"]) == 1
+    assert "fewer than 2 batches" in capsys.readouterr().err
+
+
 def test_a_function_or_a_module_gives_a_model() -> None:
     assert isinstance(load_model("tests.test_export_files:make", {"width": 8}), Net)
     with pytest.raises(ConfigError, match="gives dict; expected a torch module"):
         load_model("builtins.dict")
+
+
+@pytest.mark.filterwarnings("ignore")  # of the zoos, about themselves
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet10t"])
+def test_zoos_have_short_forms_and_know_their_input(name: str) -> None:
+    import_torchvision()
+    model = load_model(name, {"num_classes": 7})
+    images = make_input(None, model)
+    assert images.shape[:2] == (2, 3)
+    assert model(images[:1, :, :64, :64]).shape == (1, 7)
+    with pytest.raises(ConfigError, match="cannot be made from"):
+        load_model(name.split(":")[0] + ":nothing")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_configuration_of_hugging_face_gives_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 50, **sizes}))
+    assert main(["inspect", f"hf:{tmp_path}", "--input", "input_ids=int64:2x9<50", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert any(row["num_channels"] == 24 for row in found["units"])

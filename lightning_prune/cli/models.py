@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import ConfigError, did_you_mean
 
-__all__ = ["load_model", "make_input"]
+__all__ = ["load_model", "make", "make_input"]
 
 _SHAPE = re.compile(r"(?:(?P<name>\w+)=)?(?:(?P<dtype>[a-z]\w*):)?(?P<sizes>\d+(?:x\d+)*)(?:<(?P<below>\d+))?")
 IMAGES = "2x3x224x224"
@@ -30,17 +30,27 @@ def load_model(model: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
         ConfigError: There is no such model, it cannot be made from the arguments, or it is no module.
         ImportError: Its package is missing.
     """
-    given = dict(arguments or {})
-    kind, _, name = model.partition(":")
-    try:
-        made = ZOOS[kind](name, given) if kind in ZOOS else _imported(model, given)
-    except (ImportError, ConfigError):
-        raise
-    except Exception as error:  # of somebody else's class
-        raise ConfigError(f"Got model {model!r}, which cannot be made from {given}: {error}") from error
+    made = make(model, arguments)
     if not isinstance(made, nn.Module):
         raise ConfigError(f"Got model {model!r}, which gives {type(made).__name__}; expected a torch module.")
     return made.eval()
+
+
+def make(path: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    """Return what a class or function of that path, or a zoo, makes of the arguments.
+
+    Raises:
+        ConfigError: There is no such thing, or it cannot be made from them.
+        ImportError: Its package is missing.
+    """
+    given = dict(arguments or {})
+    kind, _, name = path.partition(":")
+    try:
+        return ZOOS[kind](name, given) if kind in ZOOS else _imported(path, given)
+    except (ImportError, ConfigError):
+        raise
+    except Exception as error:  # of somebody else's class
+        raise ConfigError(f"Got {path!r}, which cannot be made from {given}: {error}") from error
 
 
 def _imported(path: str, given: dict[str, Any]) -> Any:

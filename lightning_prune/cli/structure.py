@@ -12,10 +12,11 @@ from torch import nn
 from lightning_prune.checkpoint import load_pruned, save_pruned
 from lightning_prune.cli.answer import Answer, printed
 from lightning_prune.cli.models import load_model, make_input
+from lightning_prune.cli.watched import prune_watched_
 from lightning_prune.errors import ConfigError
 from lightning_prune.export import export_pruned
 from lightning_prune.importance import resolve_importance
-from lightning_prune.importance.scorer import is_priced
+from lightning_prune.importance.scorer import is_priced, window_of
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.targets import make_plan
 
@@ -93,8 +94,10 @@ def prune(
     ignore: list[str] | None = None,
     divisor: int = 8,
     min_ratio: float = 0.1,
+    data: str | None = None,
+    data_arguments: dict[str, Any] | None = None,
 ) -> Answer:
-    """Prune a model at once, by its weights alone, and save it small.
+    """Prune a model at once, and save it small.
 
     Args:
         model: Import path package.module.Class, or torchvision:name, timm:name, hf:name.
@@ -108,23 +111,19 @@ def prune(
         ignore: Globs over module names whose outputs stay, such as '[head*]'.
         divisor: Kept counts are multiples of it.
         min_ratio: What at least remains of each unit.
+        data: Import path of a LightningDataModule, for an importance that watches training batches. Nothing is trained.
+        data_arguments: Of the data module.
     """
-    scorer = resolve_importance(importance)
-    if getattr(scorer, "window", 0):
-        raise ConfigError(
-            f"Got importance={importance!r}, which has to watch training; expected one of weights alone, such as l1. "
-            "Use PruningCallback for the others."
-        )
     supernet = load_model(model, arguments)
     if checkpoint is not None:
         supernet = load_pruned(checkpoint, supernet).eval()
-    mutator = prepared(supernet, input, ignore)
-    limits = mutator.limits(divisor, min_ratio)
-    per_cost = "macs" if is_priced(scorer) and scope != "local" else None
-    with torch.no_grad():
-        scores = scorer.scores(mutator.mutable_units, scope)
-    plan = make_plan(target, scores, limits, mutator.graph.cost, scope=scope, per_cost=per_cost)
-    mutator.apply(plan)
+    options: dict[str, Any] = {"scope": scope, "divisor": divisor, "min_ratio": min_ratio}
+    if data is None:
+        mutator = prepared(supernet, input, ignore)
+        _prune_by_weights_(mutator, target, importance, **options)
+    else:
+        options.update(importance=importance, ignore=ignore or (), example_input=make_input(input, supernet))
+        mutator = prune_watched_(supernet, data, data_arguments, target, **options)
     kept = {unit.name: unit.activated_channels for unit in mutator.units}
     save_pruned(export_pruned(supernet), output, hyper_parameters=arguments or {}, units=kept)
     costs = {key: {"dense": dense, "pruned": now} for key, (now, dense, *_) in mutator.report().costs.items()}
@@ -132,3 +131,20 @@ def prune(
         f"{key} {c['dense']:,} -> {c['pruned']:,} ({c['pruned'] / c['dense']:.1%})" for key, c in costs.items()
     )
     return Answer({"output": output, "costs": costs, "units": kept}, f"{output}: {told}")
+
+
+def _prune_by_weights_(
+    mutator: ChannelMutator, target: Any, importance: Any, *, scope: str, divisor: int, min_ratio: float
+) -> None:
+    """Score, plan, apply."""
+    scorer = resolve_importance(importance)
+    if window_of(scorer):
+        raise ConfigError(
+            f"Got importance={importance!r}, which has to watch training; expected --data with the import path of a "
+            "LightningDataModule, or an importance of weights alone, such as l1."
+        )
+    limits = mutator.limits(divisor, min_ratio)
+    per_cost = "macs" if is_priced(scorer) and scope != "local" else None
+    with torch.no_grad():
+        scores = scorer.scores(mutator.mutable_units, scope)
+    mutator.apply(make_plan(target, scores, limits, mutator.graph.cost, scope=scope, per_cost=per_cost))
