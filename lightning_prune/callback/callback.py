@@ -240,6 +240,7 @@ class PruningCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the epoch: its checkpoint then pairs the structure with the metric of the same structure."""
+        self._recovery.begin_epoch(trainer, pl_module)
         self._compact_if_done(trainer, pl_module)
         if self._schedule.unit == "epoch":
             self._prune_if_due(trainer, pl_module, batch_idx=0)

@@ -74,6 +74,11 @@ class RecoveryCallback(Callback):
         if trainer.state.fn == "fit":
             self._setup(trainer, pl_module)
 
+    def begin_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that an epoch begins, before anything fires in it."""
+        for part in self.recovery:
+            part.begin_epoch(self._run(trainer, pl_module))
+
     def before_firing(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that channels will be removed."""
         for part in self.recovery:
@@ -146,6 +151,11 @@ class RecoveryCallback(Callback):
         """Begin."""
         for part in self.recovery:
             part.begin(self._run(trainer, pl_module))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an epoch; a PruningCallback has said so already, before it fired."""
+        if self._pruning is None:
+            self.begin_epoch(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prepare for a batch."""

@@ -9,6 +9,7 @@ from lightning_prune.recovery.base import Recovery, Run
 from lightning_prune.recovery.distill import Distillation, distillation_loss
 from lightning_prune.recovery.guard import Guard
 from lightning_prune.recovery.recalibrate import Recalibration, recalibrate_
+from lightning_prune.recovery.rewind import Rewind
 from lightning_prune.recovery.sparse import BNScaleL1, GroupLasso, GroupNormSparsity, GrowingRegularization
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Guard",
     "Recalibration",
     "Recovery",
+    "Rewind",
     "Run",
     "distillation_loss",
     "recalibrate_",

@@ -52,6 +52,9 @@ class Recovery:
     def begin(self, run: Run) -> None:
         """Prepare when devices, weights and optimizers are there, but the state of optimizers is not loaded yet."""
 
+    def begin_epoch(self, run: Run) -> None:
+        """Look at the start of an epoch of training, before anything fires in it."""
+
     def before_firing(self, run: Run) -> None:
         """Look before channels are removed."""
 
