@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from torch import Tensor
 
 from lightning_prune import PruningCallback, load_pruned
@@ -169,6 +170,16 @@ def test_a_half_written_file_is_refused_and_the_one_before_works(
     assert not dynamic_ops(model)
     whole = run(tmp_path / "whole")
     assert_same(whole, run(tmp_path / "b", ckpt=files / "epoch=1.ckpt", model=model))
+
+
+def test_an_error_in_the_background_is_raised_when_the_fit_ends(tmp_path: Path) -> None:
+    class Full(TorchCheckpointIO):
+        def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+            if checkpoint["epoch"] == 4:  # the last one: no other write comes after it that could raise
+                raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path, plugins=AsyncCheckpointIO(Full()))
 
 
 def test_hpc_files_resume(tmp_path: Path) -> None:

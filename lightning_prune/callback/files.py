@@ -28,6 +28,11 @@ class _ExplainingIO(_WrappingCheckpointIO):
                 f"that torch.load refuses ({said[0]}). Resume from an earlier one."
             ) from error
 
+    def teardown(self) -> None:
+        """Let the other one finish: it may be writing in the background."""
+        assert self.checkpoint_io is not None, "it wraps another"
+        self.checkpoint_io.teardown()
+
 
 def explain_bad_files(trainer: Trainer) -> None:
     """Let the Trainer raise `CheckpointError` for a file that cannot be read; calling it again changes nothing."""
