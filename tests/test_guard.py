@@ -15,7 +15,7 @@ from lightning_prune import PruningCallback, export_pruned
 from lightning_prune.callback import RecoveryCallback
 from lightning_prune.errors import ConfigError
 from lightning_prune.ops import dynamic_ops
-from lightning_prune.recovery import Guard
+from lightning_prune.recovery import Distillation, Guard
 from tests.lit import QUIET, LitNet, loader, pruning, trainer
 
 pytestmark = QUIET
@@ -200,3 +200,24 @@ def test_arguments_that_do_not_fit(given: dict[str, Any]) -> None:
 def test_a_guard_without_pruning() -> None:
     with pytest.raises(ConfigError, match="Guard without pruning"):
         trainer(RecoveryCallback([Guard("val_acc")])).fit(LitNet(), loader())
+
+
+def test_another_model_begins_anew() -> None:
+    _, callback, _ = fitted([0.8, 0.5, 0.5])
+    teacher = Distillation()
+    callback._recovery.recovery = (guard_of(callback), teacher)
+    assert guard_of_first(callback).is_over
+    for _ in range(2):
+        model = Scripted([0.8, 0.8, 0.8, 0.8])
+        start = model.head.weight.detach().clone()
+        trainer(callback, max_epochs=4).fit(model, loader(), loader())
+        assert not guard_of_first(callback).is_over
+        assert teacher.teacher is not None
+        assert torch.equal(teacher.teacher.get_parameter("head.weight"), start)
+        assert len(model.head.weight[0]) < 32
+
+
+def guard_of_first(callback: PruningCallback) -> Guard:
+    guard = callback._recovery.recovery[0]
+    assert isinstance(guard, Guard)
+    return guard

@@ -54,6 +54,7 @@ class RecoveryCallback(Callback):
             if names.count(name) > 1:
                 raise ConfigError(f"Got two {name} objects in recovery=; one is enough.")
         self._pruning: PruningCallback | None = None
+        self._module: LightningModule | None = None
 
     # Beside a PruningCallback
 
@@ -120,7 +121,11 @@ class RecoveryCallback(Callback):
                 f"Got recovery= with strategy {type(trainer.strategy).__name__}, which shards parameters; expected a "
                 "single device or strategy='ddp'."
             )
+        is_another = self._module is not None and self._module is not pl_module
+        self._module = pl_module
         for part in self.recovery:
+            if is_another:
+                part.forget()
             part.setup(self._run(trainer, pl_module))
 
     def _run(self, trainer: Trainer, pl_module: LightningModule) -> Run:

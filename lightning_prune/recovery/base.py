@@ -46,6 +46,9 @@ class Run:
 class Recovery:
     """Something that helps accuracy come back. Override the moments it needs; by default nothing happens at them."""
 
+    def forget(self) -> None:
+        """Begin with another model: forget what was learned of the last one."""
+
     def setup(self, run: Run) -> None:
         """Look at the module as it was built: dense, before it is converted and before a checkpoint is loaded."""
 

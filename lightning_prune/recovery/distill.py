@@ -98,6 +98,11 @@ class Distillation(Recovery):
 
     # The teacher
 
+    def forget(self) -> None:
+        """Begin with another model, which has another teacher."""
+        if self._path is not None or not self._is_given:
+            self.teacher, self._has_weights = None, False
+
     def setup(self, run: Run) -> None:
         """Copy the dense module, before it is converted."""
         if not run.module.automatic_optimization:

@@ -54,7 +54,12 @@ class Guard(Recovery):
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ConfigError(f"Got patience={patience!r} for Guard; expected a whole number of at least 1.")
         self.monitor, self.mode, self.tolerance, self.patience = monitor, mode, float(tolerance), patience
-        self.reference = None if baseline is None else float(baseline)
+        self.baseline = None if baseline is None else float(baseline)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with another model."""
+        self.reference = self.baseline
         self.waited = 0
         self.is_waiting = self.has_failed = self.is_over = self.wants_copy = False
         self.counted = self.good_epoch = -1

@@ -43,6 +43,10 @@ class Rewind(Recovery):
         self.kind, self.epoch = kind, epoch
         self._kept: dict[str, Any] | None = None
 
+    def forget(self) -> None:
+        """Begin with another model."""
+        self._kept = None
+
     def begin_epoch(self, run: Run) -> None:
         """Keep what is rewound to, before anything fires in the epoch."""
         if self._kept is None and run.trainer.current_epoch == self.epoch:

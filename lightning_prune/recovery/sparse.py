@@ -183,6 +183,10 @@ class GrowingRegularization(_OfGroups):
             raise ConfigError(f"Got share={share!r} for GrowingRegularization; expected a share in (0, 1).")
         self.step = checked_strength("GrowingRegularization", step)
         self.every, self.ceiling, self.share = every, ceiling, share
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with another model."""
         self._chosen: dict[str, Tensor] = {}
         self._steps = 0
         self._counted = -1
