@@ -103,6 +103,11 @@ def test_plot_draws_the_units(pruned: Path, tmp_path: Path) -> None:
 # In this process
 
 
+def test_the_script_of_the_package_is_the_command() -> None:
+    line = 'lightning-prune = "lightning_prune.cli:main"'
+    assert f"[project.scripts]\n{line}\n" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("verb", ["units", "inspect", "prune", "describe", "export", "bench", "compare", "plot"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

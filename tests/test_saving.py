@@ -281,6 +281,7 @@ def test_modules_that_the_command_line_made_come_back(subclass: bool, tmp_path: 
     loaded = load_pruned(path, Parts)
     assert (loaded.rate, loaded.net.scale, loaded.net.embed.embedding_dim) == (0.5, 4.0, 4)
     assert load_pruned(path, Parts, rate=0.25).rate == 0.25
+    assert load_pruned(path, Parts, net=Tied(scale=8.0)).net.scale == 8.0
 
 
 def tampered(path: Path, **changes) -> Path:

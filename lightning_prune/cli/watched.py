@@ -55,6 +55,7 @@ def prune_watched_(
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     model.configure_optimizers = lambda: still  # type: ignore[method-assign]  # watching is no training
+    model.train()  # as the callback sees it in a training; Lightning leaves modes alone
     batches = window_of(callback.importance) + 1  # it prunes before the one that follows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers, and the like
