@@ -156,8 +156,8 @@ def test_a_loss_of_ones_own_sees_outputs_and_batch() -> None:
 def test_a_part_that_training_step_calls() -> None:
     with pytest.raises(ConfigError, match=r"does not call ByLayer\.forward.*layer="):
         trainer(RecoveryCallback([Distillation()]), max_epochs=1).fit(ByLayer(), loader())
-    with pytest.raises(ConfigError, match="Got layer='ned' for Distillation"):
-        trainer(RecoveryCallback([Distillation(layer="ned")]), max_epochs=1).fit(ByLayer(), loader())
+    with pytest.raises(ConfigError, match="Got layer='nets' for Distillation"):
+        trainer(RecoveryCallback([Distillation(layer="nets")]), max_epochs=1).fit(ByLayer(), loader())
     seen: list[Tensor] = []
     part = Distillation(layer="net", loss=lambda s, t, batch: seen.append(t) or F.mse_loss(s, t))  # type: ignore[func-returns-value]
     trainer(RecoveryCallback([part]), max_epochs=1).fit(ByLayer(), loader())
