@@ -133,7 +133,7 @@ def test_the_callback_prices_the_structure_of_the_moment(monkeypatch: pytest.Mon
         given.append(tuple(kwargs["kept"].values()))
         return make_plan(*args, **kwargs)
 
-    monkeypatch.setattr("lightning_prune.callback.callback.make_plan", spy)
+    monkeypatch.setattr("lightning_prune.callback.planner.make_plan", spy)
     trainer(pruning(0.5, per_cost="macs")).fit(LitNet(), loader())
     assert given == [(16, 32), (16, 32), (12, 24)]  # at setup, and at both firings
 
