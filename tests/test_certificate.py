@@ -109,3 +109,22 @@ def test_a_refused_plan_leaves_the_model_as_it_was() -> None:
 def test_a_frozen_axis_says_why(name: str, tensor: str, reason: str) -> None:
     mutator = prepare(TRAPS[name].make(), (torch.randn(2, 3, 8, 8).double(),))
     assert reason in {f.tensor: f.reason for f in reversed(mutator.graph.frozen)}[tensor]
+
+
+class OnlyInTraining(nn.Module):
+    """In train mode alone it loses the axis of a single channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((2, 3))
+        return self.head(x.unsqueeze(2).squeeze()) if self.training else self.head(x)
+
+
+def test_what_train_mode_alone_does_is_certified_for_every_structure() -> None:
+    mutator = prepare(OnlyInTraining(), (torch.randn(2, 3, 8, 8),))
+    mutator.apply(KeepPlan({"stem_(0, 8)_out_1_in_1": (1, 4)}))
+    with pytest.raises(TraceError, match="squeeze"):
+        mutator.apply(KeepPlan({"stem_(0, 8)_out_1_in_1": (3,)}))

@@ -202,7 +202,7 @@ class PruningCallback(Callback):
             self.mutator, self._state = mutator, RunState(gone=gone)
             self._timing.forget()
             self._check_reachable()
-        except Exception as error:
+        except Exception as error:  # raised again
             self._take_back(pl_module)
             raise_with_hint(error, pl_module, mutator.example_input)
             raise

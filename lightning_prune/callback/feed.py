@@ -38,7 +38,7 @@ def own_batches(trainer: Trainer, pl_module: LightningModule, count: int, seed: 
     count = int(min(count, trainer.num_training_batches))
     try:
         loaders = tree_map(_copied, trainer.train_dataloader)
-    except Exception as error:
+    except Exception as error:  # of the user's data
         rank_zero_warn(
             f"Got training data that cannot be read beside the training ({type(error).__name__}: {error}); a recovery "
             "object that wants batches gets none. Use a dataset with indices, or one that can be copied."

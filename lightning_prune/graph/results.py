@@ -28,7 +28,6 @@ _MOVES = frozenset(
     )
 )
 _UNSURE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-Spec = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
 class _NoKeyError(Exception):

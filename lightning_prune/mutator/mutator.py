@@ -161,15 +161,7 @@ class ChannelMutator:
             unit.axis, unit.kind, unit.renormalizing = spec.axis, spec.kind, spec.renormalizing
         wiring.convert_model_(model, graph, self.ops)
         wiring.wire_(model, graph, by_name)
-        modules = dict(model.named_modules())
-        roles: dict[tuple[str, str, str], tuple[bool, bool]] = {}
-        for spec in graph.units:
-            for place in spec.places:
-                op = modules[place.layer]
-                if isinstance(op, DynamicOp):
-                    attr = wiring.attribute_of(op, place.tensor.rpartition(".")[2], place.dim)
-                    makes, reads = roles.get((place.layer, attr, spec.name), (False, False))
-                    roles[place.layer, attr, spec.name] = makes or place.is_output, reads or place.is_input
+        roles = wiring.roles_of(model, graph)
         wiring.members(model, by_name, lambda *key: roles.get(key, (False, False)))
         self.units = list(by_name.values())
 

@@ -18,7 +18,7 @@ from lightning_prune.mutables import MutableChannelContainer
 from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
 from lightning_prune.units import Channel, MutableChannelUnit
 
-__all__ = ["adopt_units", "convert_model_", "find_units", "members", "wire_"]
+__all__ = ["adopt_units", "convert_model_", "find_units", "members", "roles_of", "wire_"]
 
 OpTable = Mapping[type[nn.Module], type[DynamicOp]]
 Run = tuple[str, int, int, IntArray]  # unit, start, end, channel at each position
@@ -104,6 +104,24 @@ def register(container: MutableChannelContainer, runs: Sequence[Run], units: Map
             mutable = units[name].mutable
             identity = b - a == mutable.num_channels and bool((part == np.arange(b - a)).all())
             container.register_mutable(mutable, a, b, None if identity else torch.from_numpy(part))
+
+
+def roles_of(model: nn.Module, graph: ChannelGraph) -> dict[tuple[str, str, str], tuple[bool, bool]]:
+    """Return `(layer, attribute, unit name) -> (makes, reads)` of the places that the units of a graph have.
+
+    Args:
+        model: The converted model.
+        graph: Its graph.
+    """
+    modules = dict(model.named_modules())
+    roles: dict[tuple[str, str, str], tuple[bool, bool]] = {}
+    for unit, place in [(u, p) for u in graph.units for p in u.places]:
+        op = modules[place.layer]
+        if isinstance(op, DynamicOp):
+            key = (place.layer, attribute_of(op, place.tensor.rpartition(".")[2], place.dim), unit.name)
+            makes, reads = roles.get(key, (False, False))
+            roles[key] = makes or place.is_output, reads or place.is_input
+    return roles
 
 
 def members(
