@@ -20,6 +20,7 @@ from lightning_prune.checkpoint import structure_of
 from lightning_prune.cli import main
 from lightning_prune.cli.models import load_model, make_input
 from lightning_prune.errors import ConfigError
+from lightning_prune.sensitivity import SensitivityRow, SensitivityTable
 from lightning_prune.targets import parse_target
 from tests.lit import LitNet, data
 from tests.test_export_files import Net, run_file
@@ -81,9 +82,13 @@ def test_export_writes_a_program(pruned: Path, tmp_path: Path) -> None:
 
 
 def test_bench_measures_both(pruned: Path) -> None:
-    found = run_json("bench", NET, pruned, *INPUT, "--rounds=3", "--threads=1")
+    found = run_json("bench", NET, pruned, "--input=4x3x256x256", "--rounds=3", "--threads=1")
     assert found["times"]["eager"]["ratio"]["median"] > 0
     assert found["sizes"]["pruned"]["macs"] <= found["sizes"]["dense"]["macs"] / 2
+    peak = found["peak_memory"]["eager"]
+    activations = 4 * 256 * 256 * 4  # bytes of one channel; those of two layers are alive at once
+    assert 2 * 64 * activations < peak["dense"]["added"] < peak["dense"]["peak"]
+    assert peak["dense"]["added"] - peak["pruned"]["added"] > 20 * activations
 
 
 def test_compare_tells_units_side_by_side(pruned: Path) -> None:
@@ -92,12 +97,20 @@ def test_compare_tells_units_side_by_side(pruned: Path) -> None:
     assert all(first == second for first, second in found["units"].values())
 
 
-def test_plot_draws_the_units(pruned: Path, tmp_path: Path) -> None:
-    found = run_json("plot", NET, pruned, "-o", tmp_path / "units.svg", *INPUT)
+@pytest.mark.parametrize("is_measured", [False, True], ids=["structure", "sensitivity too"])
+def test_plot_draws_the_units(is_measured: bool, pruned: Path, tmp_path: Path) -> None:
+    words = ["--sensitivity", str(tmp_path / "table.json")] if is_measured else []
+    rows = (SensitivityRow(NAMES[0], 64, (32, 16), (0.5, 0.9)),)  # of one unit of two
+    SensitivityTable("val_loss", "min", 0.25, (0.5, 0.25), rows).save(tmp_path / "table.json")
+    found = run_json("plot", NET, pruned, "-o", tmp_path / "units.svg", *INPUT, *words)
     assert found["units"][0]["kept"] < found["units"][0]["channels"] == 64
+    assert found["units"][0].get("sensitivity") == ({"0.5": 0.5, "0.25": 0.9} if is_measured else None)
+    assert "sensitivity" not in found["units"][1]
     drawing = (tmp_path / "units.svg").read_text()
     assert ElementTree.fromstring(drawing).tag.endswith("svg")
     assert drawing.count('id="patch_') >= 6  # a bar for dense, kept and cost of both units
+    assert drawing.count('id="axes_') == 2 + is_measured
+    assert ("val_loss with the unit pruned alone" in drawing) == is_measured
 
 
 # In this process
@@ -146,6 +159,30 @@ def test_what_cannot_be_done_is_code_1(words: list[str], message: str, capsys: p
     error = capsys.readouterr().err
     assert error.startswith(f"lightning-prune {words[0]}: ")
     assert message in error
+
+
+class Unpicklable(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = lambda x: x
+
+
+def test_bench_tells_why_memory_is_missing(pruned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"{__name__}.Unpicklable", str(pruned), *INPUT, "--rounds=1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "Unpicklable, which cannot be pickled" in found["peak_memory"]["eager"]["error"]
+    assert found["times"]["eager"]["ratio"]["median"] > 0
+
+
+def test_plot_refuses_a_table_of_another_model(
+    pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = SensitivityRow("first_(0, 32)_out_2_in_2", 32, (16,), (0.5,))
+    SensitivityTable("val_loss", "min", 0.25, (0.5,), (row,)).save(tmp_path / "table.json")
+    words = ["plot", NET, str(pruned), "-o", str(tmp_path / "units.png"), *INPUT]
+    assert main([*words, "--sensitivity", str(tmp_path / "table.json")]) == 1
+    assert f"none of the units of the model. Did you mean '{NAMES[0]}'" in capsys.readouterr().err
+    assert not (tmp_path / "units.png").exists()
 
 
 def test_compare_refuses_other_models(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -316,9 +316,12 @@ def test_a_table_prints_and_goes_through_json(tmp_path: Path) -> None:
         ],
     }
     TABLE.save(tmp_path / "table.json")
-    assert SensitivityTable.from_dict(json.loads((tmp_path / "table.json").read_text())) == TABLE
+    assert SensitivityTable.load(tmp_path / "table.json") == TABLE
     with pytest.raises(ConfigError, match="sensitivity table without 'rows'"):
         SensitivityTable.from_dict({"monitor": "x"})
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"broken.json', which cannot be read"):
+        SensitivityTable.load(tmp_path / "broken.json")
     text = str(TABLE)
     for part in ("val_acc with each unit pruned alone; 0.9 before", "0.75", "0.5", "0.88"):
         assert part in text

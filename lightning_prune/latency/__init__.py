@@ -1,4 +1,4 @@
-"""Measured time of a model's forward: on its own, and as a target of pruning.
+"""Measured time of a model's forward: on its own, and as a target of pruning; and its peak memory.
 
 found = compare({"dense": model, "pruned": small}, images, backend="onnxruntime")
 print(found["pruned"], found["pruned"].relative_to(found["dense"]))
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from lightning_prune.latency.measure import Measurement, Quartiles, compare, measure
 from lightning_prune.latency.meet import Attempt, LatencyOutcome, meet, plan_measured
+from lightning_prune.latency.memory import PeakMemory, peak_memory
 from lightning_prune.latency.settings import LatencySettings, resolve_latency
 from lightning_prune.latency.table import LatencyCosts, LatencyTable, build_table
 
@@ -21,11 +22,13 @@ __all__ = [
     "LatencySettings",
     "LatencyTable",
     "Measurement",
+    "PeakMemory",
     "Quartiles",
     "build_table",
     "compare",
     "measure",
     "meet",
+    "peak_memory",
     "plan_measured",
     "resolve_latency",
 ]

@@ -84,6 +84,19 @@ class SensitivityTable:
         """Write the table as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
+    @classmethod
+    def load(cls, path: str | Path) -> SensitivityTable:
+        """Return the table that `save` wrote.
+
+        Raises:
+            ConfigError: The file is missing, or holds something else.
+        """
+        try:
+            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"Got sensitivity table {str(path)!r}, which cannot be read: {error}.") from error
+        return cls.from_dict(plain)
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """Draw the metric against what remains, one line per unit.
 
