@@ -4,6 +4,7 @@ PYTEST_ARGS ?=
 FUZZ_ARGS ?=
 TORTURE_ARGS ?=
 ZOO_ARGS ?=
+ROUND_TRIP_ARGS ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 
@@ -17,10 +18,12 @@ demo: .venv/.installed
 test: .venv/.installed .zoo/.installed
 	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-# The invariants alone: over the small topologies, then over every real model, each in a process of its own.
+# The invariants alone: over the small topologies, then over every real model, each in a process of its own; and what
+# is written and exported, read back.
 zoo: .venv/.installed .zoo/.installed
 	$(PY) -m pytest $(PYTEST_ARGS) $(wildcard tests/test_zoo.py tests/test_invariants*.py)
 	PYTHONPATH=. $(PY) -W ignore benchmarks/zoo_models.py $(ZOO_ARGS)
+	PYTHONPATH=. $(PY) -W ignore benchmarks/round_trip.py $(ROUND_TRIP_ARGS)
 	$(PY) -m pytest $(PYTEST_ARGS) --all-models tests/test_transformers.py
 
 # Random networks: 20,000 of them, or as many as EXAMPLES says; what was looked at before is not looked at again.
