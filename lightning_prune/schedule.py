@@ -159,8 +159,9 @@ class Schedule:
     finite `max_epochs` fractions are of `max_steps`, and `every` counts steps.
 
     Args:
-        kind: "one_shot" (fires once, at `begin`), "linear", "cubic", "exponential", or a function from the share of
-            the firings that have happened, in (0, 1], to the share of the way to the target, in [0, 1]; of 1 it is 1.
+        kind: "one_shot" (fires once, at `begin`, whatever `end` is), "linear", "cubic", "exponential", or a function
+            from the share of the firings that have happened, in (0, 1], to the share of the way to the target, in
+            [0, 1]; of 1 it is 1.
         begin: First firing.
         end: End of the firings, exclusive; fine-tuning follows.
         every: Distance between firings in epochs (MMRazor's `step_freq`), at least 1.
@@ -189,13 +190,18 @@ class Schedule:
         object.__setattr__(self, "begin", _checked_time("begin", self.begin))
         object.__setattr__(self, "end", _checked_time("end", self.end))
         object.__setattr__(self, "every", _checked_every(self.every))
-        if isinstance(self.begin, float) == isinstance(self.end, float) and self.begin > self.end:
+        is_alike = isinstance(self.begin, float) == isinstance(self.end, float)
+        if not self._is_one_shot and is_alike and self.begin > self.end:
             raise ConfigError(f"Got begin={self.begin!r} after end={self.end!r} for Schedule; swap them.")
 
     @property
     def curve(self) -> Curve:
         """The function from progress to progress."""
         return self.kind if callable(self.kind) else CURVES[self.kind]
+
+    @property
+    def _is_one_shot(self) -> bool:
+        return self.kind in ("one_shot", one_shot)
 
     def resolve(self, max_epochs: int | None = None, max_steps: int | None = None) -> ResolvedSchedule:
         """Turn fractions into epochs, or into steps where the number of epochs is not known.
@@ -212,19 +218,20 @@ class Schedule:
                 after `end` once both are epochs.
         """
         epochs, steps = _limit(max_epochs), _limit(max_steps)
-        in_steps = epochs is None and any(isinstance(t, float) and t > 0 for t in (self.begin, self.end))
+        times = (self.begin,) if self._is_one_shot else (self.begin, self.end)
+        in_steps = epochs is None and any(isinstance(t, float) and t > 0 for t in times)
         if in_steps and steps is None:
             raise ConfigError(
                 f"Got begin={self.begin!r}, end={self.end!r} for Schedule in a run without a finite max_epochs or "
                 "max_steps; a fraction needs one of them. Set Trainer(max_epochs=...) or write epochs as integers."
             )
-        if in_steps and any(isinstance(t, int) and t > 0 for t in (self.begin, self.end)):
+        if in_steps and any(isinstance(t, int) and t > 0 for t in times):
             raise ConfigError(
                 f"Got begin={self.begin!r}, end={self.end!r} for Schedule with max_steps={steps} and no max_epochs; "
                 "expected both as fractions or both as epochs."
             )
         length = steps if in_steps else epochs
-        begin, end = _absolute(self.begin, length), _absolute(self.end, length)
+        begin, end = (_absolute(t, length) for t in (self.begin, times[-1]))
         if begin > end:
             raise ConfigError(
                 f"Got begin={self.begin!r} after end={self.end!r} for Schedule: {begin} after {end} with "
@@ -232,7 +239,7 @@ class Schedule:
             )
         if length is not None:
             begin, end = min(begin, length - 1), min(end, length)
-        end = begin + 1 if self.kind in ("one_shot", one_shot) else max(end, begin + 1)
+        end = begin + 1 if self._is_one_shot else max(end, begin + 1)
         return ResolvedSchedule("step" if in_steps else "epoch", begin, end, self.every, self.curve)
 
 

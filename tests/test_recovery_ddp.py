@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
@@ -20,13 +21,14 @@ from lightning_prune.recovery import (
     GrowingRegularization,
     Guard,
     Recalibration,
+    Recovery,
     Rewind,
 )
 from tests.lit import QUIET, LitNet, data, pruning, trainer
 from tests.processes import two_processes
 from tests.watching import Smooth
 
-pytestmark = QUIET
+pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:Found 1 module.* in eval mode")]
 
 
 class Watched(Smooth):
@@ -81,6 +83,30 @@ def guarded(devices: int) -> dict[str, Any]:
     return fitted(Watched("sgd"), devices, recovery=parts, schedule={"kind": "linear", "begin": 1, "end": 4})
 
 
+class Still(LitNet):
+    """Its batch norm has a scale that learns, and statistics that do not; learning rates fall."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm.eval()  # Lightning trains in the modes that it finds
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.05)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)]
+
+
+def alone(devices: int, *recovery: Recovery) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return fitted(Still(), devices, recovery=list(recovery))
+
+
+APART: dict[str, Callable[[], Recovery]] = {
+    "scales": lambda: BNScaleL1(1e-2),
+    "lr": lambda: Rewind("lr"),
+    "weights": lambda: Rewind("weights"),
+}
+
+
 def recalibrated(devices: int) -> dict[str, Any]:
     torch.manual_seed(0)
     return fitted(LitNet("sgd"), devices, recovery=[Recalibration(2)])
@@ -89,26 +115,52 @@ def recalibrated(devices: int) -> dict[str, Any]:
 SCRIPT = """
 import os
 import torch
-from tests.test_recovery_ddp import guarded, recalibrated
+from tests.test_recovery_ddp import APART, alone, guarded, recalibrated
 
 torch.set_num_threads(1)
-torch.save([guarded(2), recalibrated(2)], f"rank{os.environ.get('LOCAL_RANK', 0)}.pt")
+found = [guarded(2), recalibrated(2), *(alone(2, make()) for make in APART.values())]
+torch.save(found, f"rank{os.environ.get('LOCAL_RANK', 0)}.pt")
 """
 
 
-def test_two_processes_recover_alike(tmp_path: Path) -> None:
-    result = two_processes(SCRIPT, tmp_path)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+    """What both processes end with: guarded, recalibrated, and with each of `APART`."""
+    path = tmp_path_factory.mktemp("ranks")
+    result = two_processes(SCRIPT, path)
     assert result.returncode == 0, result.stderr[-4000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
-    for one, other in zip(first, second, strict=True):
+    return [torch.load(path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_two_processes_hold_the_same_model(ranks: list[list[dict[str, Any]]]) -> None:
+    for one, other in zip(*ranks, strict=True):
         assert one["kept"] == other["kept"]
         assert all(torch.equal(value, other["weights"][name]) for name, value in one["weights"].items())
-    alone = guarded(1)
-    assert alone["kept"] == first[0]["kept"]
-    assert "weights of epoch 1 are restored" in alone["said"][0]
-    assert alone["said"] == first[0]["said"] == second[0]["said"]
-    for name, value in alone["weights"].items():
-        torch.testing.assert_close(first[0]["weights"][name], value, rtol=1e-6, atol=1e-9)
-    seen = list(zip(first[1]["statistics"], second[1]["statistics"], strict=True))
+
+
+def test_two_processes_recover_as_one(ranks: list[list[dict[str, Any]]]) -> None:
+    first, second = (rank[0] for rank in ranks)
+    one = guarded(1)
+    assert one["kept"] == first["kept"]
+    assert "weights of epoch 1 are restored" in one["said"][0]
+    assert one["said"] == first["said"] == second["said"]
+    assert_close(one["weights"], first["weights"])
+
+
+@pytest.mark.parametrize("name", APART)
+def test_one_object_recovers_alike(name: str, ranks: list[list[dict[str, Any]]]) -> None:
+    one = alone(1, APART[name]())
+    assert_close(one["weights"], ranks[0][2 + list(APART).index(name)]["weights"])
+    without = alone(1)["weights"]
+    assert any(value.shape != without[n].shape or not value.allclose(without[n]) for n, value in one["weights"].items())
+
+
+def test_statistics_are_those_of_both_processes(ranks: list[list[dict[str, Any]]]) -> None:
+    seen = list(zip(*(rank[1]["statistics"] for rank in ranks), strict=True))
     assert [torch.equal(one, other) for one, other in seen[1:3]] == [True, True]  # just recalibrated
     assert F.mse_loss(seen[1][0], torch.zeros_like(seen[1][0])) > 0

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,13 @@ def test_one_shot_fires_once_at_begin() -> None:
     plan = Schedule("one_shot", begin=3, end=9).resolve(max_epochs=20)
     assert [t for t in range(20) if plan.fires_at(t)] == [3]
     assert (plan.progress(2), plan.progress(3)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("given", [{}, {"end": 1}, {"end": 0.5}], ids=str)
+def test_one_shot_does_not_look_at_its_end(given: dict[str, Any]) -> None:
+    plan = resolve_schedule({"kind": "one_shot", "begin": 2, **given}).resolve(max_epochs=3)
+    assert (plan.begin, plan.num_firings) == (2, 1)
+    assert Schedule("one_shot", begin=2, **given).resolve().begin == 2  # in a run without an end
 
 
 @pytest.mark.parametrize(
