@@ -141,6 +141,15 @@ def test_removed_entries_have_no_gradient(part: Recovery) -> None:
     assert max(watch.removed) == 0.0
 
 
+def test_a_unit_of_one_channel_has_a_penalty_too() -> None:
+    model = LitNet("sgd")
+    schedule = {"kind": lambda share: 0.99 + 0.01 * (share == 1), "begin": 1, "end": 3}  # nearly all goes at the first
+    few = pruning(0.05, recovery=[GroupNormSparsity()], schedule=schedule, min_ratio=0, divisor=1, compact="never")
+    trainer(few).fit(model, loader())
+    assert model.conv1.out_channels == 1
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
 def test_a_schedule_of_the_strength() -> None:
     shares: list[float] = []
     trainer(RecoveryCallback([BNScaleL1(0.1, lambda share: shares.append(share) or 0.0)]), max_epochs=4).fit(  # type: ignore[func-returns-value]
