@@ -17,6 +17,7 @@ from lightning_prune.callback.resumed import check_resumed, plain_arguments
 from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.importance import l1
 from lightning_prune.ops import dynamic_ops
+from lightning_prune.recovery import Distillation, GroupLasso, Recalibration, Recovery, Rewind
 from lightning_prune.targets import parse_target
 from tests.lit import QUIET, LitNet, loader, trainer
 from tests.test_resume import assert_same, run
@@ -109,6 +110,7 @@ def test_what_left_the_tensors_does_not_come_back(tmp_path: Path) -> None:
         pytest.param({"overrides": {"conv1*": {"min": 0.5}}}, id="overrides"),
         pytest.param({"ignore": "conv1"}, id="ignore"),
         pytest.param({"target": {"macs": 0.6}}, id="greater target"),
+        pytest.param({"recovery": [Recalibration()]}, id="recovery"),
     ],
 )
 def test_another_argument_is_refused_and_the_module_is_as_it_was(
@@ -121,6 +123,32 @@ def test_another_argument_is_refused_and_the_module_is_as_it_was(
         run(tmp_path, ckpt=files / "epoch=3.ckpt", model=model, **change)
     assert not dynamic_ops(model)
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+
+
+PARTS: dict[str, Callable[[], list[Recovery]]] = {
+    "none": list,
+    "another": lambda: [GroupLasso()],
+    "one more": lambda: [Recalibration(), Rewind()],
+    "argument": lambda: [Recalibration(8)],
+    "function": lambda: [Recalibration(), GroupLasso(schedule=lambda share: share)],
+    "teacher": lambda: [Recalibration(), Distillation(teacher=LitNet())],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+def test_other_recovery_is_refused_and_both_are_named(parts: Callable[[], list[Recovery]]) -> None:
+    first, same, other = (PruningCallback(0.5, recovery=r) for r in ([Recalibration()], [Recalibration()], parts()))
+    saved = first._arguments()
+    assert not check_resumed(saved, same._arguments())
+    assert not check_resumed(other._arguments(), PruningCallback(0.5, recovery=parts())._arguments())
+    with pytest.raises(ConfigError, match=r"recovery=.*saved with recovery='\[Recalibration\(batches=16\)\]'"):
+        check_resumed(saved, other._arguments())
+    assert not check_resumed({n: v for n, v in saved.items() if n != "recovery"}, other._arguments())  # an older file
+
+
+def test_the_file_of_a_teacher_may_lie_elsewhere() -> None:
+    here, there, nowhere = (repr(Distillation(teacher=path)) for path in ("a.ckpt", "b/a.ckpt", None))
+    assert here == there != nowhere
 
 
 @pytest.mark.filterwarnings("ignore:.*Please add the following callbacks")

@@ -378,7 +378,8 @@ class PruningCallback(Callback):
         return {**self._state.to_dict(), **{name: state for name, state in beside.items() if state}}
 
     def _arguments(self) -> dict[str, Any]:
-        return plain_arguments(self.target, **{name: getattr(self, name) for name in LASTING})
+        lasting = {name: getattr(self, name) for name in LASTING}
+        return plain_arguments(self.target, recovery=list(self._recovery.recovery), **lasting)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state; the weights are loaded by now, optimizers do not exist yet."""

@@ -14,7 +14,11 @@ __all__ = ["LASTING", "check_resumed", "plain_arguments"]
 LASTING = (
     "importance", "scope", "ignore", "divisor", "min_ratio", "overrides", "submodule", "compact", "regrow", "per_cost"
 )  # fmt: skip
-"""The arguments of `PruningCallback` that a resumed run may not change."""
+"""The arguments of `PruningCallback` that a resumed run may not change, beside `recovery`.
+
+Its objects must be the same, made with the same arguments, in the same order. That holds for those without a state as
+well: with one more or one less of them the run would not end where the saved one would have ended.
+"""
 
 _WAY_OUT = (
     "A resumed run may change its schedule, and shrink its target. For anything else begin a new run with the weights: "

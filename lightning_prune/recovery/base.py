@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,18 @@ class Run:
 
 class Recovery:
     """Something that helps accuracy come back. Override the moments it needs; by default nothing happens at them."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what it was made with, by name: a run that resumes must have the same.
+
+        By default the attributes that are named as parameters of the constructor.
+        """
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
+        return f"{type(self).__name__}({given})"
 
     def forget(self) -> None:
         """Begin with another model: forget what was learned of the last one."""

@@ -96,6 +96,11 @@ class Distillation(Recovery):
         self._depth = 0
         self._handles: list[RemovableHandle] = []
 
+    def arguments(self) -> dict[str, Any]:
+        """Return what it was made with; of a teacher its class, or that it is a file: that may lie elsewhere now."""
+        given = None if self.teacher is None or not self._is_given else type(self.teacher).__name__
+        return {**super().arguments(), "teacher": given if self._path is None else "a file"}
+
     # The teacher
 
     def forget(self) -> None:

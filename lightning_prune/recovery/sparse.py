@@ -151,7 +151,9 @@ class GroupNormSparsity(_OfGroups):
         norms = group.norms()
         mask = group.unit.mutable.current_mask.to(norms.device)
         most, least = norms[mask].max(), norms[mask].min()
-        weaker = most - norms.clamp_min(least)  # of what is removed the power could be infinite, and no mask undoes that
+        weaker = most - norms.clamp_min(
+            least
+        )  # of what is removed the power could be infinite, and no mask undoes that
         faster = 2.0 ** (self.alpha * weaker / (most - least).clamp_min(1e-12))
         return 2.0 * self.strength * at(self.schedule, run.share) * faster * mask
 
