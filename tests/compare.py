@@ -69,7 +69,7 @@ def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = 
             for name, parameter in op._parameters.items():
                 if name in DIRECTIONS:
                     continue
-                for dim, kept in enumerate(op.kept(name) if parameter is not None else ()):
+                for dim, kept in enumerate(op.kept_indices_of(name) if parameter is not None else ()):
                     if kept is not None:
                         removed = torch.ones(parameter.shape[dim], dtype=torch.bool)
                         removed[kept] = False

@@ -153,13 +153,24 @@ def test_an_integer_that_cannot_follow_is_refused(attr, size, element, message):
 
 
 class Crowded(nn.Linear):
-    def kept(self):
+    def mutable_attrs(self):
         return "mine"
 
 
 def test_a_class_that_uses_our_names_is_refused():
-    with pytest.raises(ConfigError, match="Crowded, which defines kept"):
+    with pytest.raises(ConfigError, match="Crowded, which defines mutable_attrs"):
         convert_(Crowded(2, 2))
+
+
+@pytest.mark.parametrize("is_method", [True, False], ids=["method", "attribute"])
+def test_kept_is_a_name_that_a_model_may_use(is_method):
+    layer = type("Keeper", (nn.Linear,), {"kept": lambda self: "mine"} if is_method else {})(4, 2)
+    if not is_method:
+        layer.kept = 3
+    cut(convert_(layer).get_mutable_attr("in_features"), 1, 0, 1, 0)
+    assert (layer.kept() == "mine") if is_method else (layer.kept == 3)
+    assert layer.to_static().weight.shape == (2, 2)
+    assert (layer.kept() == "mine") if is_method else (layer.kept == 3)
 
 
 def test_convert_from_refuses_another_layer():

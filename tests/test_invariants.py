@@ -208,7 +208,7 @@ def test_statistics_of_removed_channels_stay_as_they_are(cut: Supernet) -> None:
             if "Norm" not in type(op).__name__:
                 assert torch.equal(before, after), f"{name}.{buffer} is no statistic"
                 continue
-            (kept,) = op.kept(buffer)
+            (kept,) = op.kept_indices_of(buffer)
             changes = torch.ones(len(before), dtype=torch.bool)
             if kept is not None:
                 changes = torch.zeros(len(before), dtype=torch.bool).index_fill_(0, kept, True)
@@ -267,7 +267,7 @@ def test_one_step_moves_kept_weights_as_it_moves_the_exported_ones(cut: Supernet
                 continue
             seen.add(id(parameter))
             removed = torch.zeros(parameter.shape, dtype=torch.bool)
-            for dim, kept in enumerate(op.kept(own)):
+            for dim, kept in enumerate(op.kept_indices_of(own)):
                 if kept is not None:
                     gone = torch.ones(parameter.shape[dim], dtype=torch.bool).index_fill_(0, kept, False)
                     removed.index_fill_(dim, gone.nonzero().flatten(), True)

@@ -70,8 +70,13 @@ def test_a_span_registered_after_a_read_is_seen():
 def test_kept_lists_indices_per_axis():
     op = ops.DynamicConv2d.convert_from(nn.Conv2d(3, 2, 3))
     cut(op.get_mutable_attr("in_channels"), 0, 1, 1)
-    assert [None if axis is None else axis.tolist() for axis in op.kept("weight")] == [None, [1, 2], None, None]
-    assert op.kept("bias") == (None,)
+    assert [None if axis is None else axis.tolist() for axis in op.kept_indices_of("weight")] == [
+        None,
+        [1, 2],
+        None,
+        None,
+    ]
+    assert op.kept_indices_of("bias") == (None,)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_removing_channels_is_setting_their_weights_to_zero(case: Case) -> None:
     op, zeroed = case.cut().eval(), case.dense().eval()
     with torch.no_grad():
         for name, parameter in zeroed.named_parameters():
-            for dim, kept in enumerate(op.kept(name)):
+            for dim, kept in enumerate(op.kept_indices_of(name)):
                 if kept is not None:
                     removed = torch.ones(parameter.shape[dim], dtype=torch.bool).index_fill_(0, kept, False)
                     parameter.index_fill_(dim, removed.nonzero().flatten(), 0.0)

@@ -67,7 +67,7 @@ def test_units_of_a_kind_become_one_and_others_stay_apart() -> None:
 def test_every_layer_of_a_kind_keeps_the_same_channels() -> None:
     model, mutator, x = prepared(tie_kinds=True)
     mutator.apply(scattered(mutator.units))
-    kept = [block.up.kept("weight")[0].tolist() for block in model.blocks[:3]]
+    kept = [block.up.kept_indices_of("weight")[0].tolist() for block in model.blocks[:3]]
     assert kept[0] == kept[1] == kept[2] == list(mutator.current_plan().kept["blocks.0.up_(0, 30)_out_3_in_3"])
     small = export_pruned(model)
     assert len({block.heads for block in small.blocks}) == 1

@@ -122,11 +122,11 @@ def test_a_model_without_parameters_is_an_error(model: nn.Module) -> None:
 
 def test_a_model_that_cannot_be_converted_is_left_as_it_was() -> None:
     class Keeper(nn.Linear):
-        def kept(self) -> None:
+        def mutable_attrs(self) -> None:
             """Take a name that dynamic ops use."""
 
     model = nn.Sequential(nn.Linear(4, 8), Keeper(8, 3))
-    with pytest.raises(ConfigError, match="Got Keeper, which defines kept"):
+    with pytest.raises(ConfigError, match="Got Keeper, which defines mutable_attrs"):
         ChannelMutator(example_input=torch.randn(2, 4)).prepare_from_supernet(model)
     assert not dynamic_ops(model)
 

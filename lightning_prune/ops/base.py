@@ -220,7 +220,7 @@ class DynamicOp(nn.Module):
         """Integer attribute -> its live value."""
         return {name: self._dynamic.integer(self, name) for name in self._integer_names()}
 
-    def kept(self, tensor: str) -> tuple[Tensor | None, ...]:
+    def kept_indices_of(self, tensor: str) -> tuple[Tensor | None, ...]:
         """Return the kept indices of each axis of a tensor: Int64 ascending on the CPU; None where nothing is cut.
 
         Args:

@@ -99,7 +99,7 @@ def _structure_of_op(op: DynamicOp) -> Structure:
     for name in op.tensor_axes:
         full = held.get(name)
         if full is not None:
-            kept = {str(dim): indices for dim, indices in enumerate(op.kept(name)) if indices is not None}
+            kept = {str(dim): indices for dim, indices in enumerate(op.kept_indices_of(name)) if indices is not None}
             tensors[name] = {"shape": list(full.shape), "kept": kept}
     integers = {}
     for attr, live in op.integers.items():
