@@ -94,15 +94,13 @@ def schedules(seeds: Iterable[int]) -> list[Key]:
     ]
 
 
-def fit(
-    net: nn.Module, data: HardDigits, seed: int, epochs: int, rate: float, callback: Callback | None = None
-) -> None:
+def fit(net: nn.Module, data: HardDigits, seed: int, epochs: int, rate: float, *callbacks: Callback) -> None:
     """Train a network in place; the same seed draws the same batches."""
     seed_everything(seed, verbose=False)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=[] if callback is None else [callback],
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
