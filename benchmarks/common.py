@@ -105,6 +105,20 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
     return {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3)}
 
 
+def earlier_results(name: str, commit: str) -> dict[str, Any]:
+    """Return the results of a benchmark that were written at this commit already.
+
+    Args:
+        name: Of the benchmark.
+        commit: The one of now.
+    """
+    path = RESULTS / f"{name}.json"
+    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = written.get("environment", {}).get("commit") == commit
+    found: dict[str, Any] = written["results"] if same else {}
+    return found
+
+
 def write_result(name: str, config: Mapping[str, Any], environment: Mapping[str, Any], results: Any) -> Path:
     """Write one benchmark to `benchmarks/results/{name}.json`.
 

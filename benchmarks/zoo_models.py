@@ -13,7 +13,7 @@ import json
 from fnmatch import fnmatchcase
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, describe_environment, write_result
+from benchmarks.common import ROOT, describe_environment, earlier_results, write_result
 from benchmarks.process import run_apart
 from tests.examine import examine, summarize_units, unexpected
 from tests.models import import_timm, models
@@ -46,15 +46,6 @@ def row_of(record: dict[str, Any]) -> str:
     return f"{record['name']:46}{times}  {families}{absent}"
 
 
-def earlier_results(commit: str) -> dict[str, Any]:
-    """Return the results of this commit that were written already."""
-    path = RESULTS / "zoo_models.json"
-    written = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    same = written.get("environment", {}).get("commit") == commit
-    found: dict[str, Any] = written["results"] if same else {}
-    return found
-
-
 def write_expected(expected: dict[str, Any]) -> None:
     """Write `tests/expected_units.json`, one line for each model."""
     lines = ",\n".join(f'"{name}": {json.dumps(entry)}' for name, entry in sorted(expected.items()))
@@ -69,7 +60,7 @@ def main() -> None:
     parser.add_argument("--expect", action="store_true", help="write the units found to tests/expected_units.json")
     arguments = parser.parse_args()
     environment = {**describe_environment("timm", "torchvision", "transformers"), "threads": 1}
-    results = earlier_results(environment["commit"])
+    results = earlier_results("zoo_models", environment["commit"])
     expected = json.loads(EXPECTED.read_text(encoding="utf-8"))
     wrong = []
     import_timm()

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.latency import Setting, cut, measure, tables
+from benchmarks.narrow import build_narrow
 from benchmarks.process import run_apart
 from benchmarks.zoo_sides import kept_along, zero_removed_
 from benchmarks.zoo_table import faults_of
@@ -60,3 +62,46 @@ def test_what_a_pruned_model_has_not_becomes_zero_in_the_dense_one() -> None:
 )
 def test_faults_are_named(record: dict[str, Any], faults: list[str]) -> None:
     assert faults_of(record, renormalizing=False) == faults
+
+
+def small_net() -> nn.Module:
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.AvgPool2d(6)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 5))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter, to its own authors
+def test_latency_of_pruned_networks_stands_beside_dense_and_by_hand() -> None:
+    setting = Setting("small", small_net, (1, 3, 8, 8), (8, 16), 2)
+    record = measure(setting, ["eager", "onnxruntime"], "cpu")
+    assert list(record["pruned"]) == ["8", "16"]
+    assert all(cost["macs"] <= record["dense"]["macs"] / 2 for cost in record["pruned"].values())
+    assert list(record["times"]) == ["eager", "onnxruntime"]
+    for times in record["times"].values():
+        assert all(len(times[divisor]["of by hand"]) == 3 for divisor in ("8", "16"))
+        assert times["dense_ms"][0] > 0
+    pruned, by_divisor = tables({"small": record}).split("\n\n")
+    assert pruned.splitlines()[2].startswith("| small | eager | ")
+    assert by_divisor.splitlines()[3].startswith("| small | onnxruntime |  | ")
+
+
+def test_what_is_built_by_hand_is_of_torch_alone_and_of_the_same_sizes() -> None:
+    setting = Setting("small", small_net, (1, 3, 8, 8), (8,), 1)
+    pruned, by_hand = cut(setting, torch.randn(1, 3, 8, 8))[2][8][:2]
+    assert [p.shape for p in by_hand.parameters()] == [p.shape for p in pruned.parameters()]
+    assert by_hand[0].out_channels < 32
+    assert {key for layer in by_hand.modules() for key in layer.__dict__} <= {
+        key for layer in small_net().modules() for key in layer.__dict__
+    }
+    pruned[0].weight.data += 1
+    assert not torch.equal(by_hand[0].weight, pruned[0].weight)
+
+
+def test_a_network_built_by_hand_that_computes_something_else_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(dense: nn.Module, small: nn.Module) -> nn.Module:
+        narrow = build_narrow(dense, small)
+        narrow[0].weight.data += 1
+        return narrow
+
+    monkeypatch.setattr("benchmarks.latency.build_narrow", wrong)
+    with pytest.raises(ValueError, match="computes something else"):
+        cut(Setting("small", small_net, (1, 3, 8, 8), (8,), 1), torch.randn(1, 3, 8, 8))
