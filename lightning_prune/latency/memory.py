@@ -23,6 +23,8 @@ from lightning_prune.mutator.arguments import split_input
 __all__ = ["PeakMemory", "peak_memory"]
 
 PROGRAM = Path(__file__).with_name("alone.py")
+# glibc else learns to keep freed blocks of up to 32 MB, and what is counted depends on which sizes came in which order.
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class PeakMemory:
     """The memory of a process that loads a model and runs its forward.
 
     Args:
-        peak: Bytes at most: resident memory of the whole process; on a CUDA device what torch has allocated there.
+        peak: Bytes at most: resident memory of the whole process, where freed blocks go back to the system at once; on
+            a CUDA device what torch has allocated there.
         added: Bytes of it that came with the model: its weights, its activations, and what the backend needs for them.
     """
 
@@ -95,7 +98,8 @@ def _run(*words: str) -> dict[str, int]:
     start = f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')"
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     command = [sys.executable, "-W", "ignore", "-c", start, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    environment = {**os.environ, **RETURN_FREED, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2] or f"it ended with status {done.returncode}"
         raise ConfigError(f"Got a model that does not run in a process of its own: {last}")
