@@ -162,10 +162,11 @@ def main() -> None:
     environment = describe_environment("lightning")
     dense = DigitsResNet(WIDTH)
     last = WARM_UP + rounds  # its epoch is not counted
-    late = PruningCallback({"macs": 0.5}, schedule={"kind": "one_shot", "begin": last, "end": last + 1}, verbose=False)
+    quiet = {"verbose": False, "report": False}
+    late = PruningCallback({"macs": 0.5}, schedule={"kind": "one_shot", "begin": last, "end": last + 1}, **quiet)
     results = {"before the schedule": measure({name: copy.deepcopy(dense) for name in SIDES}, late, rounds)}
 
-    early = PruningCallback({"macs": 0.5}, schedule="one_shot", verbose=False)
+    early = PruningCallback({"macs": 0.5}, schedule="one_shot", **quiet)
     pruned = copy.deepcopy(dense)
     make_trainer([early], 2).fit(pruned, make_batches())
     small = {name: pruned if name == SIDES[1] else export_pruned(pruned) for name in SIDES}

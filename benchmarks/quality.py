@@ -162,7 +162,7 @@ def follow(seed: int, model: str, schedule: str, share: float, folder: Path) -> 
 
     dense, data = trained(model, seed, folder)
     net, settings = copy.deepcopy(dense), TRAINING[model]
-    callback = PruningCallback({"macs": share}, schedule=schedule, divisor=1, verbose=False)
+    callback = PruningCallback({"macs": share}, schedule=schedule, divisor=1, verbose=False, report=False)
     fit(net, data, 200 + seed, settings.gradual_epochs, settings.tuning_rate, callback)
     macs = round(count_macs(net) / count_macs(dense), 4)
     return {"dense": dense_accuracy(model, seed, folder), "macs": macs, "tuned": accuracy(net, data)}

@@ -94,6 +94,7 @@ def trainer(*callbacks: Callback, max_epochs: int = 4, path: Path | None = None,
 
 
 def pruning(target: Any = None, **arguments: Any) -> PruningCallback:
-    """A callback that fires at epochs 1 and 2, in steps of two channels."""
-    given: dict[str, Any] = {"schedule": {"kind": "linear", "begin": 1, "end": 3}, "divisor": 2, "verbose": False}
+    """A callback that fires at epochs 1 and 2, in steps of two channels, and writes no report."""
+    given: dict[str, Any] = {"schedule": {"kind": "linear", "begin": 1, "end": 3}, "divisor": 2, "verbose": False,
+                             "report": False}  # fmt: skip
     return PruningCallback({"macs": 0.5} if target is None else target, **{**given, **arguments})

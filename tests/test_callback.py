@@ -119,7 +119,7 @@ def test_compact_says_when_the_model_becomes_small(compact: Any, dynamic: list[b
 
 @pytest.mark.parametrize("max_epochs", [1, 2])
 def test_a_short_run_meets_the_target(max_epochs: int) -> None:
-    model, fit = LitNet(), trainer(PruningCallback({"macs": 0.5}, divisor=2, verbose=False), max_epochs=max_epochs)
+    model, fit = LitNet(), trainer(pruning(schedule="cubic"), max_epochs=max_epochs)
     fit.fit(model, loader())
     assert fit.callback_metrics["pruning/macs"] <= 0.5
     assert not dynamic_ops(model)

@@ -299,7 +299,7 @@ FACTORY = """
 from lightning_prune import PruningCallback
 
 def callbacks():
-    return [PruningCallback(target={"macs": 0.5}, divisor=2, verbose=False)]
+    return [PruningCallback(target={"macs": 0.5}, divisor=2, verbose=False, report=False)]
 """
 
 

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_prune import PrunableMixin, PruningCallback, describe, load_pruned
+from lightning_prune import PrunableMixin, describe, load_pruned
 from lightning_prune.ops import dynamic_ops
-from tests.lit import QUIET, LitNet, loader, trainer
+from tests.lit import QUIET, LitNet, loader, pruning, trainer
 
 pytestmark = QUIET
 IMAGES = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def test_a_file_of_any_moment_loads_small(compact: Any, tmp_path: Path, capsys: 
     torch.manual_seed(0)
     often = SaveOften(tmp_path)
     schedule = {"kind": "linear", "begin": 1, "end": 3}
-    callback = PruningCallback({"macs": 0.4}, schedule=schedule, compact=compact, divisor=1, verbose=False)
+    callback = pruning({"macs": 0.4}, schedule=schedule, compact=compact, divisor=1)
     trainer(callback, often, max_epochs=5).fit(Mixed(), loader())
     kept = []
     for name, expected in often.outputs.items():

@@ -24,7 +24,7 @@ from tests.matrix import CASES, QUICK, examine_all
 SETTINGS: dict[str, dict[str, Any]] = {
     "pruned, taylor, compact at the end": {},
     "pruned, l1, compact at each firing": {"importance": "l1", "compact": "each"},
-    "pruned, wanda, by masks": {"importance": {"name": "wanda", "batches": 3}, "compact": "never"},
+    "pruned, wanda, by masks": {"importance": {"name": "wanda", "batches": 3}, "compact": "never", "report": True},
     "not pruned": {"is_pruned": False},
 }
 KILLS = 30

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.callback import arguments
+from lightning_prune.callback.carried import carried_by, go_on_
 from lightning_prune.callback.checks import check_alone, check_no_new_parameters, check_optimizers, warn_unmet
 from lightning_prune.callback.collect import Collector
 from lightning_prune.callback.convert import Conversion
@@ -23,8 +24,9 @@ from lightning_prune.callback.monitors import hold_until, refresh_summary, reset
 from lightning_prune.callback.planner import Planner
 from lightning_prune.callback.ranks import agree, check_strategy, from_rank_zero, is_sharding, mean_over_ranks
 from lightning_prune.callback.recover import RecoveryCallback
+from lightning_prune.callback.reporting import ReportCallback
 from lightning_prune.callback.restore import register_hooks
-from lightning_prune.callback.resumed import LASTING, check_resumed, plain_arguments
+from lightning_prune.callback.resumed import LASTING, plain_arguments
 from lightning_prune.callback.shapes import averages_of, forget_compiled, grow_all_, made_for, shrink_all_
 from lightning_prune.callback.sharded import check_one_shot
 from lightning_prune.callback.state import RunState
@@ -45,7 +47,6 @@ from lightning_prune.targets.steps import SCOPES
 __all__ = ["PruningCallback"]
 
 COMPACT = ("end", "each", "never")
-WATCHED, TIMED, ARGUMENTS = "watched", "timed", "arguments"  # in the callback's state, beside that of the run
 
 
 class PruningCallback(Callback):
@@ -97,6 +98,8 @@ class PruningCallback(Callback):
         latency: How a latency is measured: a mapping of `LatencySettings`' arguments, such as ``{"backend":
             "onnxruntime", "batch_size": 1}``; else torch as it is, on the device and the example input of the model.
         recovery: What helps accuracy come back, such as ``[Recalibration()]``; see `lightning_prune.recovery`.
+        report: Whether `fit` leaves `pruning_report.json` and `.html` in the log folder; a text is the metric to show
+            first, else it is that of a guard, of `EarlyStopping` or of `ModelCheckpoint`.
 
     Raises:
         ConfigError: An argument that does not fit, with the nearest that does.
@@ -127,6 +130,7 @@ class PruningCallback(Callback):
         latency: LatencySettings | dict[str, Any] | None = None,
         overrides: dict[str, dict[str, Any]] | None = None,
         recovery: list[Recovery] | None = None,
+        report: bool | str = True,
     ) -> None:
         super().__init__()
         self.target = arguments.checked_target(target, recovery)
@@ -152,6 +156,7 @@ class PruningCallback(Callback):
         limits = (self.divisor, self.min_ratio)
         self._planner = Planner(self.target, self.scope, *limits, self.regrow, self.per_cost, self._timing)
         self._recovery = RecoveryCallback(recovery or ())
+        self._reporting = ReportCallback(report)
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
         self._collector = Collector(self.importance)
@@ -179,6 +184,7 @@ class PruningCallback(Callback):
         elif is_overridden("configure_model", pl_module):
             pl_module.configure_model()
         self._recovery.join(trainer, pl_module, self)
+        self._reporting.join(trainer, self)
         root = find_root(pl_module, self.submodule)
         if self._root is not root:  # else it was fitted before, and goes on
             self._prepare(trainer, pl_module, root)
@@ -200,6 +206,7 @@ class PruningCallback(Callback):
             gone = self._conversion.convert_(trainer, pl_module, root, mutator, self.example_input)
             self._collector.prepare(pl_module, mutator.units)
             self.mutator, self._state = mutator, RunState(gone=gone)
+            self._reporting.forget(is_dense=not gone)
             self._timing.forget()
             self._check_reachable()
         except Exception as error:  # raised again
@@ -346,6 +353,7 @@ class PruningCallback(Callback):
             agree(trainer, mutator, plan)
         forget_compiled(pl_module)
         state.fired(self._schedule.unit, time, progress, mutator)
+        self._reporting.note(trainer)
         self._timing.note(outcome)
         self._collector.reset()
         if self.reset_monitors and mutator.current_plan() != before:
@@ -360,6 +368,7 @@ class PruningCallback(Callback):
     def _compact_if_done(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._recovery.restore_if_failed(trainer, pl_module):
             self._state.end(self._active)
+            self._reporting.note(trainer, why=self._recovery.reports()[0])
             reset_monitors_(trainer)
         if self.compact != "never" and self.is_done and dynamic_ops(pl_module):
             self._shrink(trainer, pl_module)
@@ -373,26 +382,16 @@ class PruningCallback(Callback):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain data: progress, kept channels, the values that removed entries had, what was watched, timed."""
-        beside = {WATCHED: self._collector.state_dict(), TIMED: self._timing.state_dict(), ARGUMENTS: self._arguments()}
-        return {**self._state.to_dict(), **{name: state for name, state in beside.items() if state}}
+        """Return plain data: progress, kept channels, values of removed entries, and what was seen on the way."""
+        return carried_by(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state; the weights are loaded by now, optimizers do not exist yet."""
+        go_on_(self, state_dict)
 
     def _arguments(self) -> dict[str, Any]:
         lasting = {name: getattr(self, name) for name in LASTING}
         return plain_arguments(self.target, recovery=list(self._recovery.recovery), **lasting)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; the weights are loaded by now, optimizers do not exist yet."""
-        is_smaller = self._is_fitting and check_resumed(state_dict.get(ARGUMENTS, {}), self._arguments())
-        saved = {name: value for name, value in state_dict.items() if name not in (WATCHED, TIMED, ARGUMENTS)}
-        self._state = RunState.from_dict(saved) if saved else RunState()
-        self._collector.load_state_dict(state_dict.get(WATCHED, {}))
-        self._timing.load_state_dict(state_dict.get(TIMED, {}))
-        if self._resolved is not None and self.mutator is not None:
-            self._state.choose_in(self.mutator)
-            self._state.count_in(self._resolved.unit)
-            if is_smaller and self.is_done:
-                self._state.reopen(self.mutator)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the structure under a key of its own, for `load_pruned`: it does not read states of callbacks."""

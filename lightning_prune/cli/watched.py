@@ -51,7 +51,7 @@ def prune_watched_(
     if not isinstance(module, LightningDataModule):
         raise ConfigError(f"Got data {data!r}, which gives {type(module).__name__}; expected a LightningDataModule.")
     once = {"kind": "one_shot", "begin": 0, "end": 1}
-    callback = PruningCallback(target, schedule=once, compact="never", verbose=False, **options)
+    callback = PruningCallback(target, schedule=once, compact="never", verbose=False, report=False, **options)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     model.configure_optimizers = lambda: still  # type: ignore[method-assign]  # watching is no training
