@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
 from lightning_prune.export import export_pruned
 from lightning_prune.mutables import MutableChannel
+from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops import DynamicOp, convert_
+from tests.zoo import ZOO
 
 BATCH = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 4)
 
@@ -46,3 +49,20 @@ def test_export_contains_no_class_of_this_library():
     for module in export_pruned(model).modules():
         assert not type(module).__module__.startswith("lightning_prune")
         assert all(not type(value).__module__.startswith("lightning_prune") for value in module.__dict__.values())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("name", ["bottleneck", "grouped", "c2f"])
+def test_exported_tensors_lie_in_memory_as_those_of_a_network_built_narrow(name: str, layout: torch.memory_format):
+    case = ZOO[name]
+    model = case.make().to(memory_format=layout)
+    mutator = ChannelMutator(example_input=case.inputs())
+    mutator.prepare_from_supernet(model)
+    mutator.set_choices({unit.name: 0.5 for unit in mutator.mutable_units})
+    tensors = [*(small := export_pruned(model)).parameters(), *small.buffers()]
+    built = [
+        tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor.contiguous() for tensor in tensors
+    ]
+    assert [tensor.stride() for tensor in tensors] == [tensor.stride() for tensor in built]
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)
+    assert not any(getattr(module, "_forward_pre_hooks", None) or module._forward_hooks for module in small.modules())
