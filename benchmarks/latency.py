@@ -62,6 +62,9 @@ class Cut(NamedTuple):
 def torchvision_model(name: str) -> nn.Module:
     """Return a network of torchvision without trained weights."""
     model: nn.Module = import_torchvision().models.get_model(name, weights=None)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # the classifier of vit_b_16: all outputs would be 0
+            nn.init.normal_(parameter, std=0.02)
     return model
 
 

@@ -16,12 +16,13 @@ from lightning.pytorch.cli import LightningCLI
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lightning_prune import PrunableMixin, describe, load_pruned, save_pruned
+from lightning_prune import ChannelMutator, PrunableMixin, describe, export_pruned, load_pruned, save_pruned
 from lightning_prune.checkpoint import KEY, register_structure_hooks, structure_of
 from lightning_prune.compact import compact_
 from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.mutables import MutableChannel
 from lightning_prune.ops import convert_
+from tests.zoo import ZOO
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 TOKENS = torch.arange(7)
@@ -380,3 +381,27 @@ def test_describe_tells_a_file_without_a_structure(tmp_path: Path) -> None:
     assert "tensors\nstructure: none\nentries of tensors: 67 -> 67 (100.0%), stored dense" in str(
         describe(tmp_path / "net.pt")
     )
+
+
+def test_equal_indices_are_stored_once() -> None:
+    case = ZOO["bottleneck"]
+    mutator = ChannelMutator(example_input=case.inputs())
+    mutator.prepare_from_supernet(case.make())
+    mutator.set_choices({unit.name: 0.5 for unit in mutator.mutable_units})
+    for model in (mutator.model, export_pruned(mutator.model)):
+        kept = [indices for entry in structure_of(model)["tensors"].values() for indices in entry["kept"].values()]
+        values = {tuple(indices.tolist()) for indices in kept}
+        assert len({id(indices) for indices in kept}) == len(values) == len(mutator.units)
+        assert len(kept) > 3 * len(values)
+
+
+@SUFFIXES
+def test_a_file_is_little_larger_than_that_of_a_narrow_model(suffix: str, tmp_path: Path) -> None:
+    model, unit = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)), MutableChannel(128)
+    for index, attr in ((0, "out_channels"), (2, "in_channels")):
+        convert_(model[index]).get_mutable_attr(attr).register_mutable(unit, 0, 128)
+    unit.current_choice = torch.arange(128) % 2 == 0
+    save_pruned(export_pruned(model), tmp_path / f"pruned{suffix}")
+    save_pruned(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), tmp_path / f"narrow{suffix}")
+    sizes = [(tmp_path / f"{name}{suffix}").stat().st_size for name in ("pruned", "narrow")]
+    assert sizes[0] <= 1.05 * sizes[1]

@@ -59,7 +59,7 @@ def write_safetensors(content: Mapping[str, Any], path: Path) -> None:
     metadata = getattr(content["state_dict"], "_metadata", {})
     versions = {name: {"version": entry["version"]} for name, entry in metadata.items() if "version" in entry}
     others = {name: value for name, value in content.items() if name != "state_dict"}
-    text = json.dumps(_to_json({"content": others, "shared": shared, "versions": versions}))
+    text = json.dumps(_to_json({"content": others, "shared": shared, "versions": versions}), separators=(",", ":"))
     save_file(stored, path, metadata={"format": "pt", ENTRY: text, DIGEST: _digest(text, stored)})
 
 

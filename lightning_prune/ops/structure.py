@@ -75,6 +75,7 @@ def structure_of(
     for prefix, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, DynamicOp):
             _compose_(found, prefix, _structure_of_op(module))
+    _share_indices_(found["tensors"])
     return {
         "version": VERSION,
         **found,
@@ -82,6 +83,14 @@ def structure_of(
         "progress": None if progress is None else dict(progress),
         "fingerprint": fingerprint_of(model, found["tensors"]),
     }
+
+
+def _share_indices_(tensors: Mapping[str, Any]) -> None:
+    """Make equal indices one tensor, which a file holds once: all members of a unit keep the same."""
+    seen: dict[bytes, Tensor] = {}
+    for entry in tensors.values():
+        for dim, indices in entry["kept"].items():
+            entry["kept"][dim] = seen.setdefault(indices.cpu().numpy().tobytes(), indices)
 
 
 def remembered_structure(model: nn.Module) -> Structure:
