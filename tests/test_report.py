@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_prune import PruningCallback
-from lightning_prune.errors import CheckpointError
+from lightning_prune.errors import CheckpointError, ConfigError
+from lightning_prune.latency import LatencySettings
 from lightning_prune.recovery import Guard
 from lightning_prune.report import HTML_NAME, JSON_NAME, History, write_report
 from lightning_prune.report import html as page
@@ -30,6 +31,7 @@ from lightning_prune.report.figures import _positions
 from tests.lit import QUIET, LitNet, loader, pruning, trainer
 from tests.processes import two_processes
 from tests.resumable import LineLogger, ResumableLoader, differences
+from tests.timing import FakeClock, law
 
 pytestmark = QUIET
 
@@ -180,6 +182,30 @@ def test_a_guard_that_restores_is_in_the_report(tmp_path: Path) -> None:
     assert found["target"]["is_met"] is False
     assert found["recovery"][0]["arguments"] == {"monitor": "val_acc", "mode": "max", "tolerance": 0.05, "patience": 1}
     assert "not met" in Page(tmp_path / HTML_NAME).texts
+
+
+def test_what_a_guard_restores_at_the_very_end_has_no_metrics(tmp_path: Path) -> None:
+    class Scripted(LitNet):
+        def validation_step(self, batch: Any, index: int) -> None:
+            self.log("val_acc", (0.8, 0.8, 0.8, 0.8, 0.3)[self.trainer.current_epoch])
+
+    guard = Guard("val_acc", patience=1)
+    run(tmp_path, model=Scripted(), target="auto", recovery=[guard], schedule={"kind": "linear", "begin": 1, "end": 5})
+    found = report_in(tmp_path)
+    assert found["remarks"][1:] == [
+        "Nothing was validated after the last step: there are no metrics of what the run ended with."
+    ]
+    assert found["final"]["metrics"]["val_acc"]["final"] is None
+    assert found["target"]["is_met"]  # it went as far as the guard let it
+
+
+def test_a_latency_is_reported_as_it_was_measured(tmp_path: Path) -> None:
+    measure = FakeClock(lambda model: law(model, 1), 1.0)
+    fit = run(tmp_path, target={"latency": 0.6}, latency=LatencySettings(measure=measure))
+    (bound,) = report_in(tmp_path)["target"]["bounds"]
+    assert bound["is_met"]
+    assert 0.5 < bound["reached"] <= 0.6
+    assert bound["reached"] == pytest.approx(float(fit.callback_metrics["pruning/latency"]))
 
 
 @pytest.mark.parametrize(
@@ -407,14 +433,22 @@ def test_a_folder_that_cannot_be_written_does_not_cost_the_training(tmp_path: Pa
     assert [path.name for path in tmp_path.glob("*pruning_report*")] == [JSON_NAME]  # no draft
 
 
-def test_a_report_that_fails_half_way_leaves_the_earlier_one(whole: tuple[Path, Seen], tmp_path: Path) -> None:
+def test_a_report_that_is_written_by_half_leaves_the_earlier_one(
+    whole: tuple[Path, Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = report_in(whole[0])
-    write_report(found, tmp_path)
-    before = (tmp_path / JSON_NAME).read_bytes()
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        write_report({**found, "metric": object()}, tmp_path)
-    assert (tmp_path / JSON_NAME).read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [HTML_NAME, JSON_NAME]
+    written = write_report(found, tmp_path)
+    before = [path.read_bytes() for path in written]
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text.encode(encoding)[: len(text) // 2])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_report({**found, "metric": None}, tmp_path)
+    assert [path.read_bytes() for path in written] == before
+    assert sorted(tmp_path.iterdir()) == sorted(written)
 
 
 # Runs that resume
@@ -495,12 +529,20 @@ SCRIPT = """
 import os
 from pathlib import Path
 import torch
+from lightning_prune.callback import reporting
 from tests.lit import LitNet, loader, pruning, trainer
 
+rank, write = os.environ.get("LOCAL_RANK", 0), reporting.write_report
+
+def noted(*arguments):
+    Path(f"written{rank}").touch()
+    return write(*arguments)
+
+reporting.write_report = noted
 torch.manual_seed(0)
 callback = pruning(report=True)
 trainer(callback, strategy="ddp", devices=2, path=Path.cwd() / "out").fit(LitNet(), loader(), loader())
-Path(f"rank{os.environ.get('LOCAL_RANK', 0)}").write_text(str(len(callback._reporting.history.changes)))
+Path(f"rank{rank}").write_text(str(len(callback._reporting.history.changes)))
 """
 
 
@@ -509,8 +551,9 @@ def test_rank_zero_writes_for_all(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
     assert len(report_in(tmp_path / "out")["readings"]) == 4
-    assert len(list(tmp_path.rglob("pruning_report*"))) == 2
+    assert [path.name for path in tmp_path.glob("written*")] == ["written0"]
 
 
-def test_the_argument_is_the_callbacks() -> None:
-    assert PruningCallback({"macs": 0.5}, report="val_acc")._reporting.report == "val_acc"
+def test_an_argument_that_is_neither_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"report=1\.5 for PruningCallback"):
+        PruningCallback({"macs": 0.5}, report=1.5)  # type: ignore[arg-type]

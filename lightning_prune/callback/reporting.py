@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -17,8 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_prune.callback.planner import FLOOR
+from lightning_prune.errors import ConfigError
 from lightning_prune.graph import CostModel
 from lightning_prune.mutator.describe import describe_structure
+from lightning_prune.recovery import Recovery
 from lightning_prune.report import History, make_document, write_report
 from lightning_prune.targets.parse import LATENCY_KEYS
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ReportCallback"]
 
 OWN = "pruning/"  # what the callback logs itself
+_LONGEST = 160  # letters of a target in words; the choices of all units are in the JSON
 
 
 class ReportCallback(Callback):
@@ -41,10 +43,17 @@ class ReportCallback(Callback):
 
     Attributes:
         history: What happened so far.
+
+    Raises:
+        ConfigError: `report` is neither.
     """
 
     def __init__(self, report: bool | str) -> None:
         super().__init__()
+        if not isinstance(report, bool | str):
+            raise ConfigError(
+                f"Got report={report!r} for PruningCallback; expected True, False or the name of a metric."
+            )
         self.report = report
         self.history = History()
         self._pruning: PruningCallback | None = None
@@ -187,17 +196,16 @@ def _facts(pruning: PruningCallback, pl_module: LightningModule) -> dict[str, An
             **{name: getattr(resolved, name) for name in ("unit", "begin", "end", "every", "last")},
             "firings": resolved.num_firings,
         },
-        "arguments": {name: value for name, value in arguments.items() if value is not None},
+        "arguments": {name: value for name, value in arguments.items() if value is not None and name != "recovery"},
         "recovery": [{"name": type(part).__name__, "arguments": _given(part)} for part in pruning._recovery.recovery],
         "remarks": _remarks(pruning),
     }
 
 
-def _given(part: object) -> dict[str, Any]:
-    """Return the plain arguments that an object was made with, where it keeps them under their names."""
-    names = inspect.signature(type(part).__init__).parameters
-    values = {name: vars(part).get(name) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+def _given(part: Recovery) -> dict[str, Any]:
+    """Return the arguments that an object was made with: plain ones as they are, of others the kind."""
+    given = {name: value for name, value in part.arguments().items() if value is not None}
+    return {name: v if isinstance(v, bool | int | float | str) else type(v).__name__ for name, v in given.items()}
 
 
 def _remarks(pruning: PruningCallback) -> list[str]:
@@ -206,6 +214,8 @@ def _remarks(pruning: PruningCallback) -> list[str]:
     if not pruning.is_done:
         remarks.append("The last step of the schedule has not happened: the target is not met yet.")
     history = pruning._reporting.history
+    if history.changes and history.metrics and not history.of_structure(len(history.changes), history.metrics[0]):
+        remarks.append("Nothing was validated after the last step: there are no metrics of what the run ended with.")
     if not history.is_whole:
         remarks.append("The dense model was not seen in this run: there are no metrics of it.")
     elif history.changes and history.metrics and not history.of_structure(0, history.metrics[0]):
@@ -225,12 +235,16 @@ def _target(pruning: PruningCallback, asked: Mapping[str, Any]) -> dict[str, Any
     costs = {} if is_auto else asked["costs"]
     bounds = [_bound(graph.cost, counts, key, wanted, pruning, is_reached) for key, wanted in costs.items()]
     return {
-        "text": "auto: as far as a guard lets it" if is_auto else str(pruning.target),
+        "text": "auto: as far as a guard lets it" if is_auto else _shortened(str(pruning.target)),
         "costs": costs,
         "choices": asked["choices"],
         "bounds": bounds,
         "is_met": is_reached and all(bound["is_met"] for bound in bounds),
     }
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _bound(

@@ -14,10 +14,10 @@ from lightning_prune.report.figures import can_draw, draw_course, draw_units
 __all__ = ["render"]
 
 _LABELS = {
-    "macs": "MACs of one example",
+    "macs": "MACs",
     "params": "parameters",
     "channels": "channels of all units",
-    "memory": "activation bytes of one example",
+    "memory": "activation bytes",
 }
 
 _LAYERS = 8  # of a unit that are named; the JSON has all
@@ -162,6 +162,7 @@ def _final(document: Mapping[str, Any]) -> str:
             (_LABELS[key], _number(row["dense"]), _number(row["pruned"]), row["remains"])
             for key, row in final["costs"].items()
         ],
+        "MACs and activation bytes are those of one example.",
     )
     metrics = _table(
         {"metric": "name", "before": "number", "final": "number", "difference": "number"},
