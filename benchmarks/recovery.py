@@ -118,6 +118,7 @@ def recover(model: str, seed: int, share: float, setting: Setting, folder: Path)
         schedule,
         divisor=1,
         verbose=False,
+        report=False,
         recovery=setting.recovery(),
     )
     last = AfterLastFiring(pruning)

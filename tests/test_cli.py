@@ -78,7 +78,7 @@ def config(path: Path, *, callback: str = "PruningCallback", **arguments: Any) -
     """Write a configuration with one callback and return its path."""
     callbacks = [{"class_path": callback, "init_args": {"verbose": False, "divisor": 2, **arguments}}]
     file = path / "config.yaml"
-    OmegaConf.save({"trainer": {**TRAINER, "callbacks": callbacks}}, file)
+    OmegaConf.save({"trainer": {**TRAINER, "default_root_dir": str(path), "callbacks": callbacks}}, file)
     return str(file)
 
 
@@ -102,6 +102,12 @@ def parsed(path: Path, **arguments: Any) -> PruningCallback:
 def test_targets(target: Any, costs: Any, choices: Any, tmp_path: Path) -> None:
     found = parsed(tmp_path, target=target).target
     assert (dict(found.costs), dict(found.choices)) == (costs, choices)
+
+
+@pytest.mark.parametrize("report", [True, False, "val_acc"])
+def test_a_report(report: bool | str, tmp_path: Path) -> None:
+    found = parsed(tmp_path, report=report)._reporting.report
+    assert (type(found), found) == (type(report), report)
 
 
 def test_a_structure_file_as_target(tmp_path: Path) -> None:
