@@ -366,7 +366,8 @@ def test_nothing_is_written(given: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_nothing_is_remembered_where_nothing_is_written(tmp_path: Path) -> None:
-    fit = run(tmp_path, report=False)
+    run(tmp_path, ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1), report=False)
+    fit = run(tmp_path, report=False, ckpt=tmp_path / "epoch=2.ckpt")
     (callback,) = (c for c in fit.callbacks if isinstance(c, PruningCallback))  # type: ignore[attr-defined]
     assert "report" not in callback.state_dict()
 

@@ -22,7 +22,7 @@ def carried_by(pruning: PruningCallback) -> dict[str, Any]:
         WATCHED: pruning._collector.state_dict(),
         TIMED: pruning._timing.state_dict(),
         ARGUMENTS: pruning._arguments(),
-        REPORT: pruning._reporting.history.to_dict(),
+        REPORT: pruning._reporting.remembered(),
     }
     return {**pruning._state.to_dict(), **{name: state for name, state in beside.items() if state}}
 

@@ -78,6 +78,10 @@ class ReportCallback(Callback):
         """
         self.history = History(is_whole=is_dense)
 
+    def remembered(self) -> dict[str, Any]:
+        """Return the history as plain data; nothing where nothing is written."""
+        return self.history.to_dict() if self.report else {}
+
     def load(self, saved: Mapping[str, Any], *, is_dense: bool) -> None:
         """Go on from a saved history.
 
