@@ -134,14 +134,16 @@ class StructureReport:
     Args:
         units: One row per unit.
         frozen: `(tensor, axis, positions, reason)`.
-        costs: Cost key -> (current, dense, reachable minimum, reachable maximum).
+        costs: Cost key -> (current, dense, reachable minimum, reachable maximum), of the example input as it was given.
         notes: What a person should know.
+        batch_size: Examples in that input. Targets are of one example.
     """
 
     units: tuple[UnitRow, ...]
     frozen: tuple[tuple[str, int, int, str], ...]
     costs: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...] = ()
+    batch_size: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain containers, for JSON."""
@@ -150,6 +152,7 @@ class StructureReport:
             "frozen": [dict(zip(("tensor", "axis", "size", "reason"), f, strict=True)) for f in self.frozen],
             "costs": {key: dict(zip(_COSTS, values, strict=True)) for key, values in self.costs.items()},
             "notes": list(self.notes),
+            "batch_size": self.batch_size,
         }
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -162,7 +165,8 @@ class StructureReport:
             share, remarks = f"{row.macs_share:.1%}", ", ".join(row.remarks)
             table.add_row(row.name, row.axis, str(row.kept), str(row.num_channels), share, remarks)
         yield table
-        costs = Table(title="Costs", title_justify="left")
+        batch = f" of a batch of {self.batch_size}" if self.batch_size > 1 else ""
+        costs = Table(title=f"Costs{batch}", title_justify="left")
         for column in ("cost", "now", "dense", "reachable minimum", "reachable maximum"):
             costs.add_column(column, justify="left" if column == "cost" else "right")
         for key, values in self.costs.items():

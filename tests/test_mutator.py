@@ -442,8 +442,11 @@ def test_a_report_tells_units_costs_and_reasons() -> None:
     assert found["costs"]["channels"] == {"current": 20, "dense": 24, "minimum": 2, "maximum": 24}
     assert {"tensor": "head.weight", "axis": 0, "size": 1000, "reason": "model output"} in found["frozen"]
     text = str(mutator.report())
-    for part in (FIRST, "head.weight", "model output", f"{dense:,}"):
+    assert found["batch_size"] == 2
+    for part in (FIRST, "head.weight", "model output", f"{dense:,}", f"Costs of a batch of {found['batch_size']}"):
         assert part in text
+    size = found["batch_size"]
+    assert (f"Costs of a batch of {size}" in text) == (size > 1)
 
 
 def test_a_report_remarks_on_units_whose_removal_is_not_zeroing_and_on_unknown_ops() -> None:

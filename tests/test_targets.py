@@ -399,12 +399,17 @@ def test_progress_interpolates_the_budget() -> None:
         assert 0.99 * remaining * full <= cost.of(plan) <= remaining * full
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("progress", [0.1, 1.0])
-def test_an_unreachable_target_says_what_can_be_reached(progress: float) -> None:
-    """With 2 of 4 and 4 of 8 channels: 3 * 2 + 2 * 4 + 4 * 10 = 54 of 12 + 32 + 80 = 124 MACs, 0.4355 rounded up."""
+def test_an_unreachable_target_says_what_can_be_reached(progress: float, batch_size: int) -> None:
+    """With 2 of 4 and 4 of 8 channels: 3 * 2 + 2 * 4 + 4 * 10 = 54 of 12 + 32 + 80 = 124 MACs, 0.4355 rounded up.
+
+    A user writes the cost of one example.
+    """
+    batch = ChainCost([4, 8], batch_size=batch_size)
     limits = [UnitLimits(FIRST, 4, "a", floor=2), UnitLimits(SECOND, 8, "b", floor=4)]
     with pytest.raises(PlanError, match=r"at most 37 of 124; the least that can be reached is 54 \(0\.4355 of"):
-        make_plan({"macs": 0.3}, TWO_SCORES, limits, TWO, progress=progress)
+        make_plan({"macs": 0.3}, TWO_SCORES, limits, batch, progress=progress)
     assert TWO.of(make_plan({"macs": 0.4355}, TWO_SCORES, limits, TWO)) == 54
     assert reachable_range("macs", limits, TWO) == (54, 124)
 

@@ -187,9 +187,10 @@ def _fill_costs(
         bound = _bound(key, amount, dense, cost.batch_size)
         least = reachable_range(key, limits, cost)[0]
         if least > bound:
+            shown = [_shown(key, value, cost.batch_size) for value in (bound, dense, least)]
             raise PlanError(
-                f"Got target {target}: {key} of at most {_shown(key, bound)} of {_shown(key, dense)}; the least that "
-                f"can be reached is {_shown(key, least)} ({_ceil(least / dense):g} of the dense model), with every "
+                f"Got target {target}: {key} of at most {shown[0]} of {shown[1]}; the least that "
+                f"can be reached is {shown[2]} ({_ceil(least / dense):g} of the dense model), with every "
                 "unit at its floor. Raise the target, lower min_ratio, divisor or what overrides keep, or ignore fewer "
                 "layers."
             )
@@ -211,8 +212,11 @@ def _dense(key: str, target: Target, cost: Costs) -> int:
         ) from error
 
 
-def _shown(key: str, value: int) -> str:
-    return f"{value / NANOSECONDS:.4g} ms" if key in LATENCY_KEYS else f"{value:,}"
+def _shown(key: str, value: int, batch_size: int) -> str:
+    """Return a cost as a user writes it: of one example, where it depends on the input."""
+    if key in LATENCY_KEYS:
+        return f"{value / NANOSECONDS:.4g} ms"
+    return f"{-(-value // max(batch_size, 1)) if key in _PER_EXAMPLE else value:,}"
 
 
 def _bound(key: str, amount: Amount, dense: int, batch_size: int) -> int:
