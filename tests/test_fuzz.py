@@ -69,6 +69,14 @@ def test_what_fails_is_made_smaller() -> None:
     assert smaller == Network(("tokens",), (node("Split", 0, at=2, spelling="chunk"),), ((1, "pool"),))
 
 
+def test_a_position_that_lives_by_two_channels_of_a_unit_binds_them() -> None:
+    """Padded and sliced at other places, a channel stands where a group begins; only its neighbour was registered."""
+    conv = node("Conv", 0, out=12, groups=1, kernel=3, stride=2, dilation=1, bias=False, spelling="raw")
+    transposed = node("TransposedConv", 1, out=9, groups=3, stride=2, bias=True)
+    merged = node("SplitAndMerge", 1, at=5, spelling="unbind", treat="layer", swap=True)
+    assert examine(Network(("image",), (conv, transposed, merged), ((3, "flatten"),), seed=34)).structures > 0
+
+
 # Broken on purpose
 
 Patch = Callable[[pytest.MonkeyPatch], None]

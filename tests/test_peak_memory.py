@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,15 @@ from torch import Tensor, nn
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.latency import PeakMemory, peak_memory
+from tests.torchvision_shim import ZOO
 
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _without_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh process has no shim for a torchvision that cannot load; other tests may have put it on the path."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(ZOO)])
 
 
 class Wide(nn.Module):

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from lightning_prune.checkpoint import structure_of
 from lightning_prune.export import export_pruned
 from lightning_prune.graph.call import bind_arguments, tensors_in
+from lightning_prune.graph.fakes import FakeMode
 from lightning_prune.graph.shortcuts import shortcut
 from lightning_prune.importance import resolve_importance
 from lightning_prune.importance.observer import LossScale
@@ -368,7 +368,7 @@ def test_a_sequence_is_not_traced_step_by_step(make: Callable[[], Any]) -> None:
     states = [torch.randn(copies, batch, n, dtype=torch.float64) for n in sizes]
     op, args = call_of(module, x, states if len(states) > 1 else states[0])
     expected = op(**args)
-    with FakeTensorMode() as mode, torch.inference_mode():
+    with FakeMode() as mode, torch.inference_mode():
         fake = {
             name: torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, value) for name, value in args.items()
         }
@@ -391,7 +391,7 @@ def test_a_cell_is_not_traced_gate_by_gate(make: Callable[..., Any]) -> None:
     hx = states if make is nn.LSTMCell else states[0]
     args = bind_arguments(op, (torch.randn(3, 7, dtype=torch.float64), hx, *cell.parameters()), {})
     expected = tensors_in(op(**args))
-    with FakeTensorMode() as mode, torch.inference_mode():
+    with FakeMode() as mode, torch.inference_mode():
         fake = {k: torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, value) for k, value in args.items()}
         assert [t.shape for t in tensors_in(shortcut(mode, op, op._schema.name, fake))] == [t.shape for t in expected]
         for argument, changed in (("w_hh", fake["w_ih"]), ("b_ih", fake["b_ih"][1:]), ("input", fake["input"][:2])):

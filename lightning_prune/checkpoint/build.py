@@ -120,7 +120,8 @@ def _from_config(source: type, config: dict[str, Any], class_path: Any, trusted:
     else:
         parser.add_subclass_arguments(source, "module", fail_untyped=False)
         found = parser.parse_object({"module": {"class_path": class_path, "dict_kwargs": config}})
-    return parser.instantiate_classes(found).module
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name until jsonargparse 4.53
+    return instantiate(found).module
 
 
 def _class_paths(config: Any) -> Iterator[Any]:

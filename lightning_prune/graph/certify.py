@@ -26,7 +26,6 @@ from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_l
 from lightning_prune.graph.pruned import pruned_integers, pruned_tensors
 from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry
-from lightning_prune.graph.shortcuts import make_fake_of
 from lightning_prune.graph.trace import DenseTrace, Event
 from lightning_prune.graph.walk import Walk, name_tensor
 
@@ -172,7 +171,7 @@ class Lockstep(Walk):
                 results.append(tensors[k])
             else:
                 assert self.results is not None, "patient runs are on fake tensors"
-                results.append(make_fake_of(self.results.mode, *event.out_kinds[k], right))
+                results.append(self.results.mode.make(*event.out_kinds[k], right))
         return results[0] if event.container is None else event.container(results)
 
     def _compare_sizes(self, event: Event, args: Mapping[str, Any], out: Any) -> Mismatch | None:

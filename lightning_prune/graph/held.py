@@ -33,8 +33,9 @@ class Held(dict[str, Any]):
     """
 
     def __init__(self, own: Mapping[str, Tensor | None], stand_ins: Mapping[int, Tensor]) -> None:
-        super().__init__({name: stand_ins.get(id(t), t) if t is not None else None for name, t in own.items()})
-        self._own = {id(stand_in): own[name] for name, stand_in in super().items()}
+        pairs = {name: stand_ins.get(id(t), t) if t is not None else None for name, t in own.items()} if own else {}
+        super().__init__(pairs)
+        self._pairs = [(stand_in, own[name]) for name, stand_in in pairs.items()] if own else ()
         self._stand_ins = stand_ins
 
     def stand_ins(self) -> dict[str, Any]:
@@ -42,7 +43,7 @@ class Held(dict[str, Any]):
         return dict(super().items())
 
     def _around(self, stand_in: Any) -> Any:
-        return self._own.get(id(stand_in), stand_in)
+        return next((tensor for given, tensor in self._pairs if given is stand_in), stand_in)
 
     def __getitem__(self, name: str) -> Any:
         stand_in = super().__getitem__(name)

@@ -12,7 +12,7 @@ from lightning_prune.graph.labels import IntArray, is_labelled
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import VIEWS, DenseTrace
 
-__all__ = ["find_lasting", "find_vanishing"]
+__all__ = ["find_doubled", "find_lasting", "find_vanishing"]
 
 
 def find_lasting(trace: DenseTrace, closure: Closure) -> Iterator[tuple[IntArray, str]]:
@@ -22,8 +22,7 @@ def find_lasting(trace: DenseTrace, closure: Closure) -> Iterator[tuple[IntArray
         trace: The dense trace.
         closure: Its classes.
     """
-    first = np.zeros(closure.count, np.int64)
-    first[closure.classes[::-1]] = np.arange(len(closure.classes))[::-1]
+    first = _first_labels(closure)
     for find, reason in (
         (_vital, "without it a whole tensor would be empty"),
         (_squares, "a grid of channels with themselves"),
@@ -33,6 +32,34 @@ def find_lasting(trace: DenseTrace, closure: Closure) -> Iterator[tuple[IntArray
         found = found[~closure.frozen[found]]
         if len(found):
             yield first[found], reason
+
+
+def find_doubled(trace: DenseTrace, closure: Closure, units: Partition) -> list[tuple[IntArray, IntArray]]:
+    """Return pairs of labels, one of each of two classes of a unit that some position lives by: they go together.
+
+    Args:
+        trace: The dense trace.
+        closure: Its classes.
+        units: The units.
+    """
+    found: set[tuple[int, int]] = set()
+    for axis in (axis for axes in trace.axes.values() for axis in axes if is_labelled(axis)):
+        positions, classes = closure.living_by(axis)
+        if len(positions) > len(axis):  # a grid
+            owner = units.owner[classes]
+            order = np.lexsort((owner, positions))
+            same = (np.diff(positions[order]) == 0) & (np.diff(owner[order]) == 0) & (owner[order][1:] >= 0)
+            pairs = classes[order][:-1][same], classes[order][1:][same]
+            found |= set(zip(*(half.tolist() for half in pairs), strict=True))
+    first = _first_labels(closure)
+    return [(first[[one]], first[[other]]) for one, other in sorted(found)]
+
+
+def _first_labels(closure: Closure) -> IntArray:
+    """Return one label of every class."""
+    first = np.zeros(closure.count, np.int64)
+    first[closure.classes[::-1]] = np.arange(len(closure.classes))[::-1]
+    return first
 
 
 def _vital(trace: DenseTrace, closure: Closure) -> IntArray:

@@ -18,7 +18,7 @@ from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Integers, known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
-from lightning_prune.graph.lasting import find_lasting, find_vanishing
+from lightning_prune.graph.lasting import find_doubled, find_lasting, find_vanishing
 from lightning_prune.graph.mends import mend
 from lightning_prune.graph.partition import Layers, Partition, partition
 from lightning_prune.graph.rules.recurrent import recurrent_weights, tie_weights
@@ -76,10 +76,14 @@ class Refinement:
         while True:
             closure = close(self.trace.space, self.pairs, self.frozen)
             lasting = list(find_lasting(self.trace, closure))
-            if not lasting:
-                return closure, partition(self.trace, closure, self.parameters, self.layers)
             for labels, reason in lasting:
                 self.freeze(labels, reason)
+            if not lasting:
+                units = partition(self.trace, closure, self.parameters, self.layers)
+                doubled = find_doubled(self.trace, closure, units)
+                if not doubled:
+                    return closure, units
+                self.pairs += doubled
 
     def keep_parts(self, closure: Closure, units: Partition) -> bool:
         """Freeze the first channel of every part that integers follow and may not vanish; say whether one was found."""

@@ -5,15 +5,16 @@ A model repeats its blocks, and every certificate repeats the model: nearly all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._mode_utils import no_dispatch
 
 from lightning_prune.graph.call import axes_of, tensors_in
+from lightning_prune.graph.fakes import FakeMode
 from lightning_prune.graph.memory import may_be_part, storage_of
 
 __all__ = ["Results"]
@@ -41,7 +42,7 @@ class Results:
         mode: The mode that fake tensors belong to.
     """
 
-    def __init__(self, mode: FakeTensorMode) -> None:
+    def __init__(self, mode: FakeMode) -> None:
         self.mode = mode
         self._known: dict[Any, Any] = {}
 
@@ -54,7 +55,9 @@ class Results:
             args: Its arguments by schema name.
         """
         is_move = name in _MOVES
-        if not (is_move or _is_pure(func)):
+        # the size of what is taken depends on values where a mask takes it, not where positions do
+        takes = name == "aten::index" and all(t.dtype == torch.int64 for t in tensors_in(args["indices"]))
+        if not (is_move or takes or _is_pure(func)):
             return None
         try:
             return func, tuple([_part(value, is_move) for value in args.values()])
@@ -67,26 +70,58 @@ class Results:
         if known is None:
             return None
         kind, specs = known
-        with no_dispatch():  # or the modes that are on would see the making of it
-            made = [self._make(*spec) for spec in specs]
+        made = [self.mode.make(*spec) for spec in specs]
         return made[0] if kind is None else kind(made)
+
+    def make(self, key: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return results that the op alone makes, on tensors without data; None where fake mode has to be asked.
+
+        Fake mode takes an op apart in Python and asks where each part runs, which takes milliseconds.
+
+        Args:
+            key: What `key` returned.
+            func: The ATen overload.
+            args: Its arguments as it was given them.
+            kwargs: Its named arguments.
+        """
+        given = tensors_in((args, kwargs))
+        devices = {t.device for t in given}
+        placed = key is None or any(kind is torch.device for kind, *_ in key[1])
+        if placed or len(devices) != 1 or any(not t.dim() for t in given):
+            return None
+        try:
+            with no_dispatch():
+                bare = _without_data(args), _without_data(kwargs)
+                out = func(*bare[0], **bare[1])
+        except Exception:  # fake mode knows more ops, and says what is wrong
+            return None
+        self._remember(key, tensors_in(bare), out, devices.pop())
+        return self.recall(key)
 
     def keep(self, key: Any, args: Mapping[str, Any], out: Any) -> None:
         """Remember what a call returned, if it is fake tensors alone that share no memory with arguments."""
-        if key is None:
-            return
-        given, made = list(tensors_in(args)), [out] if isinstance(out, Tensor) else out
-        if type(made) not in (tuple, list) or not all(type(t) is FakeTensor and t.constant is None for t in made):
+        if key is not None and all(type(t) is FakeTensor and t.constant is None for t in tensors_in(out)):
+            self._remember(key, tensors_in(args), out)
+
+    def _remember(self, key: Any, given: Sequence[Tensor], out: Any, device: torch.device | None = None) -> None:
+        made = [out] if isinstance(out, Tensor) else out
+        if type(made) not in (tuple, list) or not all(isinstance(t, Tensor) for t in made):
             return
         memory = {storage_of(t) for t in given}
         if key[0]._schema.name not in _MOVES and any(storage_of(t) in memory for t in made):
             return
         if all(t.layout == torch.strided for t in made):
-            specs = [(t.shape, t.stride(), t.dtype, t.device) for t in made]
+            specs = [(t.dtype, device or t.device, t.shape, t.stride()) for t in made]
             self._known[key] = (None if isinstance(out, Tensor) else type(out), specs)
 
-    def _make(self, shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return FakeTensor(self.mode, torch.empty_strided(shape, stride, dtype=dtype, device="meta"), device)
+
+def _without_data(value: Any) -> Any:
+    """Return an argument with new tensors on the meta device in the place of fake ones."""
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, Mapping):
+        return {name: _without_data(v) for name, v in value.items()}
+    return type(value)(map(_without_data, value)) if type(value) in (list, tuple) else value
 
 
 _pure: dict[Any, bool] = {}

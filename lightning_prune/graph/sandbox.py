@@ -5,21 +5,21 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
+from lightning_prune.graph.fakes import FakeMode
 from lightning_prune.graph.generators import global_generators, own_generators
 from lightning_prune.graph.held import Held
 from lightning_prune.graph.memos import CONTAINERS, differ, find_memos, refill
 from lightning_prune.graph.results import Results
-from lightning_prune.graph.shortcuts import make_fake
 
 __all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
 
@@ -102,7 +102,7 @@ class Sandbox:
     states: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = FakeMode()
         self._results = Results(self.mode)
         self._fakes: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
         self._found = {name: (t.dtype, t.device) for name, t in named_tensors(self.model).items()}
@@ -160,7 +160,7 @@ class Sandbox:
             moved = tensor.detach().to(device, dtype)
             return nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
         if name not in self._moved:
-            self._moved[name] = make_fake(self.mode, torch.empty(0, dtype=dtype, device=device), tensor.shape)
+            self._moved[name] = self.mode.make(dtype, device, tensor.shape)
             if isinstance(tensor, nn.Parameter):
                 self._moved[name]._is_param = True  # what isinstance(x, nn.Parameter) looks at
         return self._moved[name]
@@ -193,7 +193,7 @@ class Sandbox:
             return self.mode.from_tensor(tensor)
         key = (id(tensor), tensor.dtype, tuple(shape))
         if key not in self._fakes:
-            fake = self._fakes[key] = make_fake(self.mode, tensor, shape)
+            fake = self._fakes[key] = self.mode.like(tensor, shape)
             if isinstance(tensor, nn.Parameter):
                 fake._is_param = True  # what isinstance(x, nn.Parameter) looks at
         return self._fakes[key]
@@ -205,7 +205,7 @@ class Sandbox:
             if not isinstance(leaf, Tensor):
                 return leaf
             plain = self.fake and leaf.layout == torch.strided and leaf.is_contiguous()
-            return make_fake(self.mode, leaf, leaf.shape) if plain else self.make_like(leaf)
+            return self.mode.like(leaf, leaf.shape) if plain else self.make_like(leaf)
 
         return tree_map(stand_in, tree)
 
@@ -230,7 +230,10 @@ class Sandbox:
         Returns:
             What `call` returned.
         """
-        restored = self._restored(frozenset(attributes or ()))
+        rewritten: dict[str, list[str]] = {}
+        for name, attribute in attributes or ():
+            rewritten.setdefault(name, []).append(attribute)
+        restored = self._restored(rewritten)
         with self.without_gradients(), _quiet(), self.memos.left_out(), restored as modules:
             reset_caches(self.model, self.caches)  # the model may have run meanwhile
             observer.stand_ins = tensors
@@ -257,7 +260,7 @@ class Sandbox:
                 return call()
 
     @contextmanager
-    def _restored(self, rewritten: frozenset[tuple[str, str]]) -> Iterator[dict[str, nn.Module]]:
+    def _restored(self, rewritten: Mapping[str, Sequence[str]]) -> Iterator[dict[str, nn.Module]]:
         """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
         named = dict(self.model.named_modules())
         scripted = [m for m in named.values() if isinstance(m, torch.jit.ScriptModule)]
@@ -265,14 +268,7 @@ class Sandbox:
         buffers = [(b, b.detach().clone()) for m in scripted for b in m.buffers(recurse=False)]
         modules = {name: m for name, m in named.items() if not isinstance(m, torch.jit.ScriptModule)}
         saved = {name: dict(module.__dict__) for name, module in modules.items()}
-        contents = {
-            name: {
-                key: (value, value.copy())
-                for key, value in attributes.items()
-                if isinstance(value, CONTAINERS) and key not in _OWN and (value or key not in _HOOKS)
-            }
-            for name, attributes in saved.items()
-        }
+        contents = {name: _copied(attributes) for name, attributes in saved.items()}
         no_hooks = [held for attributes in saved.values() for key in _HOOKS if not (held := attributes.get(key))]
         random_state = [*global_generators(), *own_generators(saved.values())]
         try:
@@ -287,9 +283,7 @@ class Sandbox:
             for buffer, values in buffers:
                 buffer.detach().copy_(values)
             for name, module in modules.items():
-                self._note_changes(name, module.__dict__, saved[name], contents[name], rewritten)
-                module.__dict__.clear()
-                module.__dict__.update(saved[name])
+                self._put_back(name, module.__dict__, saved[name], contents[name], {*_OWN, *rewritten.get(name, ())})
             for hooks in no_hooks:
                 if hooks:
                     hooks.clear()
@@ -297,22 +291,43 @@ class Sandbox:
                 if differ(container, copy):
                     refill(container, copy)
 
+    def _put_back(
+        self,
+        name: str,
+        now: dict[str, Any],
+        before: Mapping[str, Any],
+        contents: Mapping[str, tuple[Any, Any]],
+        set_here: Collection[str],
+    ) -> None:
+        """Give a module its attributes back; remember what the model changed of them.
+
+        Args:
+            name: Of the module.
+            now: Its attributes.
+            before: What they were.
+            contents: `attribute -> (container, what it held)`.
+            set_here: Attributes that the run was given.
+        """
+        now.update({key: before[key] for key in set_here})
+        changed = now.keys() != before.keys() or not all(map(is_, now.values(), before.values()))
+        if changed or any(differ(held, copy) for held, copy in contents.values()):
+            self._note_changes(name, now, before, contents)
+            now.clear()
+            now.update(before)
+
     def _note_changes(
         self,
         name: str,
         now: Mapping[str, Any],
         before: Mapping[str, Any],
         contents: Mapping[str, tuple[Any, Any]],
-        rewritten: frozenset[tuple[str, str]],
     ) -> None:
         """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
         changed: dict[str, Any] = {}
         other = [key for key, value in now.items() if before.get(key, _Absent) is not value]
         filled = [key for key, (held, copy) in contents.items() if now.get(key) is held and differ(held, copy)]
         for key in [*other, *(before.keys() - now.keys()), *filled]:
-            # an RNN lists its weights; followed integers were rewritten for this run
-            listed = key.startswith("_flat_weight") or now.get(key) is _do_nothing
-            if key in _OWN or listed or (name, key) in rewritten:
+            if key.startswith("_flat_weight") or now.get(key) is _do_nothing:  # an RNN lists its weights
                 continue
             value, later = before.get(key, _Absent), now.get(key, _Absent)
             container, copy = contents.get(key, (None, value))
@@ -322,6 +337,12 @@ class Sandbox:
         if tensors_within([now.get(key) for key in changed]):
             for key, value in changed.items():
                 self.caches.setdefault((name, key), value)
+
+
+def _copied(attributes: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return `attribute -> (container, copy of it)` of the containers of a module, less those that tell nothing."""
+    names = [*(attributes.keys() - _HOOKS - _OWN), *(key for key in _HOOKS if attributes.get(key))]
+    return {key: (value, value.copy()) for key in names if isinstance(value := attributes[key], CONTAINERS)}
 
 
 def _do_nothing() -> None:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._mode_utils import no_dispatch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_prune.graph.call import axes_of
+from lightning_prune.graph.fakes import FakeMode
 from lightning_prune.graph.memory import may_be_part
 from lightning_prune.graph.rules.recurrent import Weights, weights_of
 
-__all__ = ["make_fake", "make_fake_of", "shortcut"]
+__all__ = ["shortcut"]
 
 _IN_PLACE = frozenset(
     f"aten::{n}_" for n in ("relu", "silu", "hardswish", "hardtanh", "hardsigmoid", "relu6", "dropout", "bernoulli")
@@ -38,18 +38,7 @@ _CELLS = {f"aten::{kind}_cell": gates for kind, gates in _GATES.items()}
 _CHANNELS_FIRST = frozenset({"aten::batch_norm", "aten::group_norm"})
 
 
-def make_fake(mode: FakeTensorMode, like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a contiguous fake tensor with the dtype and device of another."""
-    return make_fake_of(mode, like.dtype, like.device, shape)
-
-
-def make_fake_of(mode: FakeTensorMode, dtype: torch.dtype, device: torch.device, shape: Sequence[int]) -> Tensor:
-    """Return a contiguous fake tensor."""
-    with no_dispatch():  # or the modes that are on would see the making of it
-        return FakeTensor(mode, torch.empty(shape, dtype=dtype, device="meta"), device)
-
-
-def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -> Any:
+def shortcut(mode: FakeMode, func: Any, name: str, args: dict[str, Any]) -> Any:
     """Return what an op would return (a tensor or several), or None where it has to be run.
 
     Args:
@@ -71,18 +60,18 @@ def shortcut(mode: FakeTensorMode, func: Any, name: str, args: dict[str, Any]) -
     return _plain(mode, func, name, x, args) if x.is_contiguous() else None
 
 
-def _plain(mode: FakeTensorMode, func: Any, name: str, x: Tensor, args: dict[str, Any]) -> Any:
+def _plain(mode: FakeMode, func: Any, name: str, x: Tensor, args: dict[str, Any]) -> Any:
     """Return what an op on a contiguous tensor would return, or None."""
     if name in _IN_PLACE:
         return x
     if name in _SAME_SHAPE and args.get("dtype") is None:
         fits = name not in _CHANNELS_FIRST and name != "aten::layer_norm"
-        return make_fake(mode, x, x.shape) if fits or _norm_fits(name, x, args) else None
+        return mode.like(x, x.shape) if fits or _norm_fits(name, x, args) else None
     if name in _PAIRS and func._overloadname == "Tensor":
         shape = _broadcast(x, args["other"], name)
         if shape is None or (name.endswith("_") and shape != x.shape):
             return None
-        return x if name.endswith("_") else make_fake(mode, x, shape)
+        return x if name.endswith("_") else mode.like(x, shape)
     special = _SPECIAL.get(name)
     # a view of a tensor that knows its version shares it; what is written to a view of a constant must be seen in it
     if special is None or (name in _MOVES and (not x.is_inference() or may_be_part(axes_of(x)))):
@@ -118,13 +107,13 @@ def _norm_fits(name: str, x: Tensor, args: dict[str, Any]) -> bool:
     return (name == "aten::group_norm" and x.shape[1] % args["num_groups"] == 0) or name == "aten::batch_norm"
 
 
-def _linear(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _linear(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     w, b = args["weight"], args["bias"]
     fits = w.dim() == 2 and w.shape[1] == x.shape[-1] and w.dtype == x.dtype and (b is None or b.shape == w.shape[:1])
-    return make_fake(mode, x, (*x.shape[:-1], w.shape[0])) if fits else None
+    return mode.like(x, (*x.shape[:-1], w.shape[0])) if fits else None
 
 
-def _convolution(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _convolution(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     w, b, padding, groups = args["weight"], args["bias"], args["padding"], args["groups"]
     plain = not isinstance(padding, str) and x.dim() == w.dim() and w.dtype == x.dtype and 0 not in w.shape
     if (
@@ -138,7 +127,7 @@ def _convolution(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tenso
     for k, (size, kernel) in enumerate(zip(x.shape[2:], w.shape[2:], strict=True)):
         pad, stride, dilation = (_at(args[n], k) for n in ("padding", "stride", "dilation"))
         space.append((size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1)
-    return make_fake(mode, x, (x.shape[0], w.shape[0], *space)) if min(space) > 0 else None
+    return mode.like(x, (x.shape[0], w.shape[0], *space)) if min(space) > 0 else None
 
 
 def _at(values: Sequence[int], k: int) -> int:
@@ -149,7 +138,7 @@ def _states(args: dict[str, Any]) -> list[Tensor]:
     return [args["hx"]] if isinstance(args["hx"], Tensor) else list(args["hx"])
 
 
-def _recurrent(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int) -> tuple[Tensor, ...] | None:
+def _recurrent(mode: FakeMode, x: Tensor, args: dict[str, Any], gates: int) -> tuple[Tensor, ...] | None:
     states = _states(args)
     weights, directions = weights_of(args), 2 if args["bidirectional"] else 1
     width, hidden = states[0].shape[-1], states[-1].shape[-1]
@@ -164,10 +153,10 @@ def _recurrent(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int
     fits = fits and all(tuple(s.shape) == (len(weights), batch, s.shape[-1]) for s in states)
     if not fits or any(s.dtype != x.dtype for s in states):  # those of weights may differ: autocast casts further down
         return None
-    return tuple(make_fake(mode, x, shape) for shape in ((*x.shape[:2], outputs), *(s.shape for s in states)))
+    return tuple(mode.like(x, shape) for shape in ((*x.shape[:2], outputs), *(s.shape for s in states)))
 
 
-def _cell(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int) -> Any:
+def _cell(mode: FakeMode, x: Tensor, args: dict[str, Any], gates: int) -> Any:
     states = _states(args)
     hidden = states[0].shape[-1]
     rows, biases = gates * hidden, [b for b in (args["b_ih"], args["b_hh"]) if b is not None]
@@ -176,97 +165,108 @@ def _cell(mode: FakeTensorMode, x: Tensor, args: dict[str, Any], gates: int) -> 
     fits = x.dim() == 2 and weights.map(lambda t: tuple(t.shape)) == expected
     if not fits or any(tuple(s.shape) != (len(x), hidden) or s.dtype != x.dtype for s in states):
         return None
-    new = tuple(make_fake(mode, x, s.shape) for s in states)
+    new = tuple(mode.like(x, s.shape) for s in states)
     return new[0] if isinstance(args["hx"], Tensor) else new
+
+
+def _to(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    of_dtype = args.keys() == {"self", "dtype", "non_blocking", "copy", "memory_format"}
+    if not of_dtype or args["copy"] or args["memory_format"] is not None:
+        return None
+    if x.dtype == args["dtype"]:
+        return x
+    known = cast("FakeTensor", x).constant is not None  # a constant stays one
+    return None if known else mode.make(args["dtype"], x.device, x.shape)
 
 
 # Ops that move data: the result counts as contiguous. Whether a view of it is legal is a matter of strides, which
 # removing channels does not change.
 
 
-def _view(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _view(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     shape = list(args.get("size", args.get("shape", (0,))))  # an overload takes a dtype
     known = math.prod(n for n in shape if n != -1)
     if shape.count(-1) > 1 or (-1 in shape and (not known or x.numel() % known)) or 0 in shape:
         return None
     shape = [x.numel() // known if n == -1 else n for n in shape]
-    return make_fake(mode, x, shape) if math.prod(shape) == x.numel() and min(shape, default=1) > 0 else None
+    return mode.like(x, shape) if math.prod(shape) == x.numel() and min(shape, default=1) > 0 else None
 
 
-def _flatten(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _flatten(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     first, last = args["start_dim"] % max(x.dim(), 1), args["end_dim"] % max(x.dim(), 1)
     if not x.dim() or first > last:
         return None
-    return make_fake(mode, x, (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
+    return mode.like(x, (*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :]))
 
 
-def _unflatten(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _unflatten(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     dim, sizes = args["dim"] % max(x.dim(), 1), list(args["sizes"])
     known = math.prod(n for n in sizes if n != -1)
     if sizes.count(-1) > 1 or known <= 0 or (-1 in sizes and x.shape[dim] % known):
         return None
     sizes = [x.shape[dim] // known if n == -1 else n for n in sizes]
     fits = math.prod(sizes) == x.shape[dim]
-    return make_fake(mode, x, (*x.shape[:dim], *sizes, *x.shape[dim + 1 :])) if fits else None
+    return mode.like(x, (*x.shape[:dim], *sizes, *x.shape[dim + 1 :])) if fits else None
 
 
-def _permute(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _permute(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     dims = [d % x.dim() for d in args["dims"]] if x.dim() else []
-    return make_fake(mode, x, [x.shape[d] for d in dims]) if sorted(dims) == list(range(x.dim())) else None
+    return mode.like(x, [x.shape[d] for d in dims]) if sorted(dims) == list(range(x.dim())) else None
 
 
-def _transpose(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _transpose(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     if x.dim() < 2 or not (-x.dim() <= args["dim0"] < x.dim() and -x.dim() <= args["dim1"] < x.dim()):
         return None
     shape = list(x.shape)
     i, j = args["dim0"], args["dim1"]
     shape[i], shape[j] = shape[j], shape[i]
-    return make_fake(mode, x, shape)
+    return mode.like(x, shape)
 
 
-def _unsqueeze(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _unsqueeze(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     dim = args["dim"] % (x.dim() + 1)
-    return make_fake(mode, x, (*x.shape[:dim], 1, *x.shape[dim:]))
+    return mode.like(x, (*x.shape[:dim], 1, *x.shape[dim:]))
 
 
-def _select(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _select(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     dim = args["dim"] % max(x.dim(), 1)
     if not x.dim() or not -x.shape[dim] <= args["index"] < x.shape[dim]:
         return None
-    return make_fake(mode, x, (*x.shape[:dim], *x.shape[dim + 1 :]))
+    return mode.like(x, (*x.shape[:dim], *x.shape[dim + 1 :]))
 
 
-def _slice(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _slice(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     dim = args["dim"] % max(x.dim(), 1)
     if not x.dim():
         return None
     count = len(range(x.shape[dim])[args["start"] : args["end"] : args["step"]])
-    return make_fake(mode, x, (*x.shape[:dim], count, *x.shape[dim + 1 :]))
+    return mode.like(x, (*x.shape[:dim], count, *x.shape[dim + 1 :]))
 
 
-def _unbind(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> list[Tensor] | None:
+def _unbind(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> list[Tensor] | None:
     dim = args["dim"] % max(x.dim(), 1)
     shape = (*x.shape[:dim], *x.shape[dim + 1 :])
-    return [make_fake(mode, x, shape) for _ in range(x.shape[dim])] if x.dim() else None
+    return [mode.like(x, shape) for _ in range(x.shape[dim])] if x.dim() else None
 
 
-def _cat(mode: FakeTensorMode, tensors: Sequence[Tensor], dim: int) -> Tensor | None:
+def _cat(mode: FakeMode, tensors: Sequence[Tensor], dim: int) -> Tensor | None:
+    tensors = [t for t in tensors if t.shape != (0,)] or tensors  # torch leaves these out, as an empty cache is one
     first = tensors[0]
     dim %= max(first.dim(), 1)
     others = [(*t.shape[:dim], *t.shape[dim + 1 :]) for t in tensors]
     plain = all(isinstance(t, FakeTensor) and t.dtype == first.dtype and t.is_contiguous() for t in tensors)
     if not plain or not first.dim() or any(shape != others[0] for shape in others):
         return None
-    return make_fake(mode, first, (*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
+    return mode.like(first, (*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
 
 
-def _matmul(mode: FakeTensorMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+def _matmul(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     y = args["other"] if "other" in args else args["mat2"]
     fits = x.dim() == y.dim() >= 2 and x.shape[:-2] == y.shape[:-2] and x.shape[-1] == y.shape[-2]
-    return make_fake(mode, x, (*x.shape[:-1], y.shape[-1])) if fits and x.dtype == y.dtype else None
+    return mode.like(x, (*x.shape[:-1], y.shape[-1])) if fits and x.dtype == y.dtype else None
 
 
-_MOVES: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Any]] = {
+_MOVES: dict[str, Callable[[FakeMode, Tensor, dict[str, Any]], Any]] = {
     **dict.fromkeys(("aten::view", "aten::reshape", "aten::_unsafe_view"), _view),
     "aten::flatten": _flatten,
     "aten::unflatten": _unflatten,
@@ -280,6 +280,7 @@ _MOVES: dict[str, Callable[[FakeTensorMode, Tensor, dict[str, Any]], Any]] = {
 _SPECIAL = {
     **_MOVES,
     "aten::linear": _linear,
+    "aten::to": _to,
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(("aten::matmul", "aten::bmm", "aten::mm"), _matmul),
 }

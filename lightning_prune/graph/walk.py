@@ -90,6 +90,8 @@ class Walk(TorchDispatchMode):
         key = self.results.key(func, name, named)
         out = self.results.recall(key)
         if out is None:
+            out = self.results.make(key, func, args, kwargs)
+        if out is None:
             out = func(*args, **kwargs)
             self.results.keep(key, named, out)
         return out
