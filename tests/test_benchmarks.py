@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.common import median_interval
 from benchmarks.latency import Setting, cut, measure, tables
 from benchmarks.narrow import build_narrow
+from benchmarks.overhead import SIDES, ratios
 from benchmarks.process import run_apart
 from benchmarks.zoo_sides import kept_along, zero_removed_
 from benchmarks.zoo_table import faults_of
@@ -105,3 +107,21 @@ def test_a_network_built_by_hand_that_computes_something_else_is_told(monkeypatc
     monkeypatch.setattr("benchmarks.latency.build_narrow", wrong)
     with pytest.raises(ValueError, match="computes something else"):
         cut(Setting("small", small_net, (1, 3, 8, 8), (8,), 1), torch.randn(1, 3, 8, 8))
+
+
+def test_the_interval_of_a_median_holds_what_it_says() -> None:
+    row = torch.randn(2000, 40, generator=torch.Generator().manual_seed(0)).tolist()
+    found = [median_interval(values) for values in row]
+    held = sum(one["low"] <= 0 <= one["high"] for one in found) / len(found)
+    assert 0.95 <= held < 0.97
+    assert median_interval([float(n) for n in range(100)]) == {"median": 49.5, "low": 39.0, "high": 60.0}
+
+
+@pytest.mark.parametrize(("slower", "is_under"), [(1.002, True), (1.02, False)])
+def test_a_callback_is_compared_with_both_neighbours(slower: float, is_under: bool) -> None:
+    drift = [1.0 + n / 100 for n in range(60)]  # a machine that becomes slower
+    times = dict(zip(SIDES, (drift, [slower * t for t in drift], drift), strict=True))
+    found = ratios(times)
+    assert found["ratio"]["median"] == pytest.approx(slower, abs=1e-4)
+    assert found["ratio of the two without"]["median"] == 1.0
+    assert found["is under the aim"] is is_under

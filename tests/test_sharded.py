@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_prune import PruningCallback, load_pruned
 from lightning_prune.callback.sharded import check_one_shot
-from lightning_prune.errors import ConfigError
+from lightning_prune.errors import CheckpointError, ConfigError
 from tests.lit import QUIET, LitNet, loader, pruning, trainer
 from tests.processes import two_processes
 
@@ -70,6 +72,73 @@ def test_one_shot_prunes_before_two_processes_shard(tmp_path: Path) -> None:
     for name, weight in small.named_parameters():
         assert torch.equal(weight, first["weights"][name])
         assert torch.equal(weight, second["weights"][name])
+
+
+RESUME = """
+import sys
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_prune.errors import CheckpointError
+from tests.lit import loader, pruning, trainer
+from tests.test_sharded import ONE_SHOT, ShardedNet
+
+torch.set_num_threads(1)
+
+
+def fit(epochs, ckpt=None, save=None, seed=0, is_weak=False):
+    torch.manual_seed(seed)
+    model = ShardedNet()
+    if is_weak:  # the first unit keeps 6 channels, not 16
+        for tensor in (model.norm.weight.data, model.conv1.weight.data, model.conv2.weight.data.transpose(0, 1)):
+            tensor[6:] *= 1e-6
+    strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=save == "folder.ckpt")
+    run = trainer(pruning({"channels": 0.6}, **ONE_SHOT), strategy=strategy, devices=2, max_epochs=epochs)
+    try:
+        run.fit(model, loader(), ckpt_path=ckpt)
+    except CheckpointError as error:
+        return str(error)
+    if save:
+        run.save_checkpoint(save)
+    return {name: weight.full_tensor() for name, weight in model.named_parameters()}, run.global_rank
+
+
+whole, rank = fit(3)
+for path in ("folder.ckpt", "file.ckpt"):
+    fit(2, save=path)
+found = {path: fit(3, path)[0] for path in ("folder.ckpt", "file.ckpt")}
+refused = [fit(3, path, **other) for path in found for other in ({"seed": 1}, {"is_weak": True})]
+torch.save({"whole": whole, "found": found, "refused": refused}, f"rank{rank}.pt")
+"""
+
+
+def test_a_sharded_run_resumes_where_it_finds_its_structure_again(tmp_path: Path) -> None:
+    result = two_processes(RESUME, tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
+    for rank in (0, 1):
+        end = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for weights in end["found"].values():
+            assert all(torch.equal(weights[name], weight) for name, weight in end["whole"].items())
+        assert all("of another structure than the one that was found" in words for words in end["refused"])
+        files = [words.split(",")[0].split()[-1] for words in end["refused"]]
+        assert files == ["folder.ckpt", "folder.ckpt", "file.ckpt", "file.ckpt"]
+    whole = consolidated(tmp_path / "folder.ckpt")
+    assert load_pruned(whole, LitNet()).conv2.out_channels == end["whole"]["conv2.weight"].shape[0] == 12
+
+
+def consolidated(path: Path) -> Path:
+    """Do what the error of `load_pruned` says."""
+    with pytest.raises(CheckpointError, match="a folder, the distributed checkpoint of a strategy") as caught:
+        load_pruned(path, LitNet())
+    with pytest.raises(CheckpointError, match="a folder, the distributed checkpoint of a strategy"):
+        trainer(pruning()).fit(LitNet(), loader(), ckpt_path=path)
+    command = str(caught.value).split("`")[1].split()
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    return path.with_suffix(".ckpt.consolidated")
+
+
+def test_a_folder_that_is_no_checkpoint_is_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read: it is a folder; expected a file"):
+        load_pruned(tmp_path, LitNet())
 
 
 @pytest.mark.parametrize(

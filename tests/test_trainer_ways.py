@@ -9,7 +9,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -170,6 +172,15 @@ def test_a_figure_shows_the_kept_channels_after_each_firing() -> None:
     dense, kept = ([int(bar.get_width()) for bar in bars] for bars in axes.containers)
     assert dense == [32, 16]
     assert kept == [model.conv2.out_channels, model.conv1.out_channels]
+
+
+def test_tensorboard_has_the_figure(tmp_path: Path) -> None:
+    board = TensorBoardLogger(tmp_path)
+    trainer(pruning(), logger=board, log_every_n_steps=1).fit(LitNet(), loader())
+    events = EventAccumulator(board.log_dir, {"images": 0})
+    events.Reload()
+    assert [(image.step, image.width) for image in events.Images(NAME)] == [(3, 800), (6, 800)]
+    assert "pruning/macs" in events.Tags()["scalars"]
 
 
 def test_a_silent_callback_prints_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
+from lightning_prune.callback.ranks import is_sharding
+from lightning_prune.callback.sharded import refuse_other_structures
+from lightning_prune.checkpoint.read import folder_words
 from lightning_prune.errors import CheckpointError
 
 __all__ = ["explain_bad_files"]
@@ -23,6 +26,8 @@ class _ExplainingIO(_WrappingCheckpointIO):
             raise
         except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
             path, said = args[0] if args else kwargs.get("path"), str(error).splitlines() or [type(error).__name__]
+            if words := folder_words(path):
+                raise CheckpointError(f"Got the checkpoint {path}, which cannot be read: {words}.") from error
             raise CheckpointError(
                 f"Got the checkpoint {path}, which cannot be read: it is half written or damaged, or holds objects "
                 f"that torch.load refuses ({said[0]}). Resume from an earlier one."
@@ -39,3 +44,5 @@ def explain_bad_files(trainer: Trainer) -> None:
     inner = trainer.strategy.checkpoint_io
     if not isinstance(inner, _ExplainingIO):
         trainer.strategy.checkpoint_io = _ExplainingIO(inner)
+    if is_sharding(trainer):
+        refuse_other_structures(trainer)

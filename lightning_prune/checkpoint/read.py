@@ -17,7 +17,7 @@ from lightning_prune.checkpoint.hooks import KEY
 from lightning_prune.checkpoint.safetensors import is_safetensors, read_safetensors
 from lightning_prune.errors import CheckpointError
 
-__all__ = ["Content", "File", "name_of", "read_file"]
+__all__ = ["Content", "File", "folder_words", "name_of", "read_file"]
 
 File = str | os.PathLike[str] | IO[bytes]
 
@@ -73,6 +73,20 @@ def name_of(path: File) -> str:
     return os.fspath(path) if isinstance(path, str | os.PathLike) else str(getattr(path, "name", "the given file"))
 
 
+def folder_words(path: Any) -> str:
+    """Return why a path that is a folder cannot be read, and how it can; empty for anything else."""
+    if not isinstance(path, str | os.PathLike) or not Path(path).is_dir():
+        return ""
+    if not (Path(path) / ".metadata").is_file():
+        return "it is a folder; expected a file"
+    return (
+        "it is a folder, the distributed checkpoint of a strategy that shards, whose index is a pickle that could run "
+        "anything. If you trust whoever wrote it, make one file of it: `python -m "
+        f"lightning.fabric.utilities.consolidate_checkpoint {os.fspath(path)}` (of FSDPStrategy: "
+        "lightning.pytorch.utilities.consolidate_checkpoint); or save with save_distributed_checkpoint=False"
+    )
+
+
 def read_file(path: File, map_location: Any = "cpu", *, weights_only: bool = True) -> Content:
     """Return the content of a file; nothing in it is executed unless the caller trusts it.
 
@@ -83,10 +97,12 @@ def read_file(path: File, map_location: Any = "cpu", *, weights_only: bool = Tru
         weights_only: False lets `torch.load` build any Python object of a file that you trust.
 
     Raises:
-        CheckpointError: It cannot be read as plain data, does not match its checksums, or is no dict.
+        CheckpointError: It cannot be read as plain data, does not match its checksums, is no dict, or a folder.
         OSError: There is no such file, or it may not be read.
     """
     try:
+        if words := folder_words(path):
+            raise CheckpointError(words)
         if is_safetensors(path):
             checkpoint: Any = read_safetensors(path, map_location)  # type: ignore[arg-type]  # a path, then
         elif isinstance(path, str | os.PathLike):
