@@ -308,7 +308,11 @@ class Sandbox:
             contents: `attribute -> (container, what it held)`.
             set_here: Attributes that the run was given.
         """
-        now.update({key: before[key] for key in set_here})
+        for key in set_here:
+            if key in before:
+                now[key] = before[key]
+            else:
+                now.pop(key, None)  # a compiled module has no flag of its own
         changed = now.keys() != before.keys() or not all(map(is_, now.values(), before.values()))
         if changed or any(differ(held, copy) for held, copy in contents.values()):
             self._note_changes(name, now, before, contents)
