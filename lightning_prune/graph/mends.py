@@ -75,15 +75,18 @@ def _bind_followed(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
 
     One head_dim for q, k and v; heads that are as many as `C // head_dim`.
     """
-    for met, labels in mismatch.axes:
-        if met is None or met == len(labels):
-            continue
-        for axis in (*known.followed(mismatch), *axes.changed(known.place(mismatch), len(labels), alive)):
-            fits = len(axis) == len(labels) and int(np.count_nonzero(alive[axis])) == met
-            if fits and axes.key(axis) != axes.key(labels):
-                known.pairs.append((labels, axis))
-                known.pairs += _alike(axes, labels, axis)
-                return True
+    wrong = [(met, labels) for met, labels in mismatch.axes if met is not None and met != len(labels)]
+    followed = known.followed(mismatch)
+    # what an integer says goes first: another axis of the model may be as long by luck
+    candidates = [(met, labels, axis) for met, labels in wrong for axis in followed]
+    for met, labels in wrong:
+        candidates += [(met, labels, axis) for axis in axes.changed(known.place(mismatch), len(labels), alive)]
+    for met, labels, axis in candidates:
+        fits = len(axis) == len(labels) and int(np.count_nonzero(alive[axis])) == met
+        if fits and axes.key(axis) != axes.key(labels):
+            known.pairs.append((labels, axis))
+            known.pairs += _alike(axes, labels, axis)
+            return True
     return False
 
 
