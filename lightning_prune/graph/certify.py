@@ -26,6 +26,7 @@ from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_l
 from lightning_prune.graph.pruned import pruned_integers, pruned_tensors
 from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry
+from lightning_prune.graph.scales import Scales, scale_of
 from lightning_prune.graph.trace import DenseTrace, Event
 from lightning_prune.graph.walk import Walk, name_tensor
 
@@ -107,8 +108,10 @@ class Lockstep(Walk):
         self.alive = alive
         self.patient = patient and results is not None
         self.found: list[Mismatch] = []
+        self.rescaled: list[IntArray] = []  # axes from whose length the scale of an attention was worked out
         self._living: dict[int, int] = {}
         self._rescued = -1
+        self._scales = Scales(events)
 
     def carry(self, source: Tensor, out: Tensor) -> None:
         """The identity is carried already."""
@@ -130,14 +133,9 @@ class Lockstep(Walk):
         if self._rescued == self.count:
             return out
         event = self._event(name, inputs)
-        scalars = entry.scalars(args, event.in_axes)
-        if scalars != event.scalars:
-            pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
-            what = f"`{name}` takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
-            mismatch = Mismatch(what, self.count, event, self._changed(event))
-            mismatch.is_size = False
-            return self._disagree(mismatch, out)
-        found = self._compare_sizes(event, args, out)
+        found = self._compare_scalars(event, args)
+        if found is None:
+            found = self._compare_sizes(event, args, out)
         if found is None and entry.index:
             found = self._compare_indices(event, args, out)
         return out if found is None else self._disagree(found, out)
@@ -173,6 +171,22 @@ class Lockstep(Walk):
                 assert self.results is not None, "patient runs are on fake tensors"
                 results.append(self.results.mode.make(*event.out_kinds[k], right))
         return results[0] if event.container is None else event.container(results)
+
+    def _compare_scalars(self, event: Event, args: Mapping[str, Any]) -> Mismatch | None:
+        """Scalars are the same, but for the scale of an attention that is worked out from what it sums over."""
+        scalars = event.entry.scalars(args, event.in_axes)
+        if scalars == event.scalars:
+            return None
+        ratio = scale_of(event, scalars)
+        rescaled = [] if ratio is None else self._scales.rescaled(self.count, ratio, self.alive)
+        if rescaled:
+            self.rescaled += rescaled
+            return None
+        pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
+        what = f"`{event.name}` takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
+        mismatch = Mismatch(what, self.count, event, self._changed(event))
+        mismatch.is_size = False
+        return mismatch
 
     def _compare_sizes(self, event: Event, args: Mapping[str, Any], out: Any) -> Mismatch | None:
         outputs = tensors_in(out)
@@ -346,6 +360,7 @@ def _run(
         watch.found.append(last)
     for mismatch in watch.found:
         mismatch.mode = mode
+    trace.space.mark_once("rescaled", watch.rescaled)
     return watch.found
 
 

@@ -8,7 +8,7 @@ channel, and the closure works the classes out once, on arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -108,6 +108,11 @@ class LabelSpace:
         """Note the role that an op gives the axis."""
         if is_labelled(axis):
             self.marks.setdefault(role, []).append(axis)
+
+    def mark_once(self, role: str, axes: Iterable[IntArray]) -> None:
+        """Note the role of axes that do not have it."""
+        known = self.marks.setdefault(role, [])
+        known += {id(a): a for a in axes if not any(a is b for b in known)}.values()
 
     def split(self, flat: Axis, shape: Sequence[int]) -> list[Axis]:
         """Split an axis row-major into a grid; the same split always gives the same labels.

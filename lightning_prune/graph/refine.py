@@ -128,12 +128,15 @@ def refine(
     _freeze_ignored(known, ignored)
     while True:
         closure, units = known.close()
+        rescaled = len(trace.space.marks.get("rescaled", ()))
         if (tie_kinds and known.tie(closure, units)) or known.keep_parts(closure, units):
             continue
         samplers = enumerate(_samples(known, closure, units))
         if any(_find_counterexamples(known, closure, units, sampler, k == 0) for k, sampler in samplers):
             continue
         if not known.keep_parts(closure, units):  # of integers that were learned
+            if rescaled != len(trace.space.marks.get("rescaled", ())):  # certifying tells: the same units, marked
+                closure, units = known.close()
             return known, closure, units
 
 
