@@ -22,6 +22,7 @@ from lightning_prune.graph.call import (
     set_axes,
     tensors_in,
 )
+from lightning_prune.graph.filled import Unwatched, find_filled
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, mark_written, storage_of, written_dims
 from lightning_prune.graph.results import Results
@@ -261,9 +262,10 @@ def trace_model(
     """
     entries = check_rules(rules)
     errors = []
+    filled = find_filled(model, args, kwargs)
     for fake, inference in ((True, True), (False, True), (False, False)):
         try:
-            return _trace(Sandbox(model, fake, inference), args, dict(kwargs), entries)
+            return _trace(Sandbox(model, fake, inference, dict(filled)), args, dict(kwargs), entries)
         except TraceError as error:
             errors.append(error)
     trace = DenseTrace(Sandbox(model, fake=False), args, dict(kwargs), entries)
@@ -278,22 +280,10 @@ def trace_model(
     return trace
 
 
-class _Blind:
-    """Watches nothing."""
-
-    stand_ins: Mapping[int, Tensor] = {}
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
 def _run_unseen(trace: DenseTrace) -> None:
     """Run the model on copies, in eval mode: whether it does at all."""
     args, kwargs, stand_ins = _stand_ins(trace, (trace.args, trace.kwargs))
-    output = trace.sandbox.run(stand_ins, lambda: trace.sandbox.model(*args, **kwargs), _Blind(), train=False)
+    output = trace.sandbox.run(stand_ins, lambda: trace.sandbox.model(*args, **kwargs), Unwatched(), train=False)
     if not trace.sandbox.outputs(output):
         raise TraceError("no output")
 
