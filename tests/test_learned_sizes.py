@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.checkpoint import structure_of
 from lightning_prune.export import export_pruned
 from lightning_prune.mutator import ChannelMutator
+from lightning_prune.ops.structure import reshape_
 from tests.compare import assert_same, outputs, scattered, zeroed_outputs
 
 
@@ -19,7 +23,8 @@ def prepared(model: nn.Module, *shape: int) -> tuple[nn.Module, ChannelMutator, 
 
 
 def assert_cut_as_certified(model: nn.Module, mutator: ChannelMutator, x: Tensor) -> None:
-    mutator.apply(scattered([u for u in mutator.units if not u.renormalizing]))
+    renormalizing = {unit.name for unit in mutator.graph.units if unit.renormalizing}
+    mutator.apply(scattered([unit for unit in mutator.units if unit.name not in renormalizing]))
     torch.testing.assert_close(outputs(model, (x,)), zeroed_outputs(model, (x,)), rtol=1e-12, atol=1e-12)
     mutator.apply(scattered(mutator.units, seed=1))
     assert_same(outputs(model, (x,)), outputs(export_pruned(model), (x,)))
@@ -51,4 +56,88 @@ def test_values_follow_the_head_dim_and_no_heads_that_are_as_many_by_luck(layers
         *[("head_dim", 8)] * layers,
         *[("heads", 6)] * layers,
     ]
+    assert_cut_as_certified(model, mutator, x)
+
+
+class Adaptive(nn.Module):
+    """Its norms have no weights: they are told how wide they are, and get scales from elsewhere (as in DiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.enter, self.leave = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.scale = nn.Linear(5, width)
+
+    def forward(self, x: Tensor, by: Tensor) -> Tensor:
+        for norm in self.norms:
+            x = x + self.leave(self.enter(norm(x) * self.scale(by)).relu())
+        return x
+
+
+class Stack(nn.Module):
+    """Two blocks, and a norm without weights at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(5, 24), nn.Linear(24, 3)
+        self.blocks, self.norm = nn.ModuleList(Adaptive(24) for _ in range(2)), nn.RMSNorm(24, elementwise_affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        for block in self.blocks:
+            y = block(y, x)
+        z: Tensor = self.leave(self.norm(y))
+        return z
+
+
+def test_a_norm_without_weights_follows_the_width_around_it() -> None:
+    model, mutator, x = prepared(Stack(), 2, 6, 5)
+    assert sorted(u.num_channels for u in mutator.units) == [24, 48, 48]
+    assert_cut_as_certified(model, mutator, x)
+    small, again = export_pruned(model), Stack().double().eval()
+    assert small.norm.normalized_shape == small.blocks[0].norms[1].normalized_shape == (small.leave.in_features,)
+    reshape_(again, structure_of(small), set(again.state_dict()))
+    again.load_state_dict(small.state_dict())
+    assert_same(outputs(again, (x,)), outputs(small, (x,)))
+
+
+def test_an_unflatten_follows_the_channels_that_its_neighbour_makes() -> None:
+    layers = [
+        nn.Linear(5, 6 * 4),
+        nn.Unflatten(1, (6, 2, 2)),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 1),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    ]
+    model, mutator, x = prepared(nn.Sequential(*layers), 3, 5)
+    assert sorted(u.num_channels for u in mutator.units) == [4, 6]
+    assert_cut_as_certified(model, mutator, x)
+    mutator.set_choices({"0_*": 0.5})
+    assert export_pruned(model)[1].unflattened_size == (3, 2, 2)
+
+
+class LargestChannel(nn.Module):
+    """Weighs pixels by their largest channel; may say which one it is."""
+
+    def __init__(self, says: str) -> None:
+        super().__init__()
+        self.enter, self.leave, self.says = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 1), says
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.enter(x)
+        largest, index = x.max(1, keepdim=True)
+        y: Tensor = self.leave(x * largest.sigmoid())
+        if self.says == "reads":
+            return y + index
+        if self.says == "returns":
+            return y, index
+        return (y, index.clone().flip(2)) if self.says == "in a copy" else y
+
+
+@pytest.mark.parametrize(("says", "units"), [("nothing", [12]), ("reads", []), ("returns", []), ("in a copy", [])])
+def test_which_channel_is_largest_matters_where_it_is_read(says: str, units: list[int]) -> None:
+    model, mutator, x = prepared(LargestChannel(says), 2, 3, 4, 4)
+    assert [u.num_channels for u in mutator.units] == units
+    assert units == [u.num_channels for u in mutator.graph.units if u.renormalizing]
     assert_cut_as_certified(model, mutator, x)

@@ -115,6 +115,28 @@ def test_a_fused_attention_is_given_its_scale() -> None:
     assert_same(outputs(model, (x,)), outputs(export_pruned(model), (x,)))
 
 
+def test_a_product_with_a_weight_may_be_scaled_too() -> None:
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave, self.query = (
+                nn.Linear(7, WIDTH),
+                nn.Linear(WIDTH, 5),
+                nn.Parameter(torch.ones(WIDTH)),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.enter(x)
+            weights = (x @ self.query / math.sqrt(x.size(-1))).softmax(1)
+            y: Tensor = self.leave((weights[..., None] * x).sum(1))
+            return y
+
+    model, mutator, x = prepared(Pool())
+    assert rescaled_in(mutator) == [("channels", WIDTH)]
+    mutator.apply(scattered(mutator.units))
+    assert_same(outputs(model, (x,)), outputs(export_pruned(model), (x,)))
+
+
 class Scaled(nn.Module):
     """A number beside no product, made of a width that could go."""
 

@@ -157,6 +157,8 @@ def certify_rebuilt(graph: ChannelGraph, trace: DenseTrace, alive: BoolArray, mo
     inside = [f for f in graph.followers if not part or f.module == part or f.module.startswith(f"{part}.")]
     outside = [f for f in graph.followers if f not in inside]
     try:
-        run_lockstep(replace(trace, sandbox=Sandbox.like(trace.sandbox, model)), alive, outside, modes)
+        # a number that was kept is no scale that is worked out anew
+        scales = run_lockstep(trace, alive, graph.followers, modes) if any(u.rescaling for u in graph.units) else {}
+        run_lockstep(replace(trace, sandbox=Sandbox.like(trace.sandbox, model)), alive, outside, modes, scales)
     except Mismatch as mismatch:
         raise TraceError(f"{mismatch}") from mismatch

@@ -57,6 +57,8 @@ class AxisTable:
                 found += inner.get(self.key(axis), ())
                 ordinal += 1
         self._first: IntArray | None = None
+        parts = (tensor.split(".") for tensor, rank in self._ranks.items() if rank)
+        self._homes = {".".join(names[:k]) for names in parts for k in range(len(names))}
         self._sets: dict[int, frozenset[tuple[int, ...]]] = {}
 
     def _inner_axes(self, trace: DenseTrace) -> dict[bytes, list[IntArray]]:
@@ -76,8 +78,8 @@ class AxisTable:
         return self.closure.classes[labels].tobytes()
 
     def view(self, module: str, labels: IntArray) -> View:
-        """Describe an axis as seen from a module."""
-        prefix, key = f"{module}." if module else "", self.key(labels)
+        """Describe an axis as seen from a module, or from the nearest around it that has any."""
+        prefix, key = self._prefix(module), self.key(labels)
         for tensor, ordinal, axis in self._by_size.get(len(labels), ()):
             if tensor.startswith(prefix) and self.key(axis) == key:
                 return View(tensor[len(prefix) :], ordinal, self._shape(labels))
@@ -85,7 +87,7 @@ class AxisTable:
 
     def find(self, module: str, size: int, view: View) -> IntArray | None:
         """Return the axis of a module that a view describes; None where none does, or several that differ."""
-        prefix = f"{module}." if module else ""
+        prefix = self._prefix(module)
         inside = [entry for entry in self._by_size.get(size, ()) if entry[0].startswith(prefix)]
         for tensor, ordinal, axis in inside:
             # an axis of a parameter is the same one whatever it is made of; a factor or part of one is not
@@ -94,6 +96,12 @@ class AxisTable:
                 return axis
         fits = [entry for entry in inside if self._shape(entry[2]) == view.shape]
         return fits[0][2] if len({self._unit_sets(axis) for _, _, axis in fits}) == 1 else None
+
+    def _prefix(self, module: str) -> str:
+        """Return what the names of the tensors begin with that a module sees: its own, or of the nearest around it."""
+        while module not in self._homes and module:
+            module = module.rpartition(".")[0]
+        return f"{module}." if module else ""
 
     def changed(self, module: str, size: int, alive: BoolArray) -> Iterator[IntArray]:
         """Yield axes of a size whose length changes, one for each new length, those inside the module first."""

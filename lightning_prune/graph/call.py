@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from lightning_prune.graph.labels import ANY, FIXED, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, follow, mark_written, written_dims
 
-__all__ = ["Call", "Rule", "axes_of", "bind_arguments", "set_axes", "tensors_in"]
+__all__ = ["Call", "Rule", "axes_of", "bind_arguments", "copy_unread", "note_read", "set_axes", "tensors_in"]
 
 Rule = Callable[["Call"], None]
 _AXES = "_lightning_prune_axes"
 _PARAM = "_lightning_prune_param"
+_IF_READ = "_lightning_prune_if_read"
 _UNKNOWING = "written into a tensor without channels"
 _signatures: dict[Any, tuple[tuple[str, ...], dict[str, Any]]] = {}
 
@@ -45,6 +46,18 @@ def is_weight(tensor: Tensor) -> bool:
 def mark_weight(tensor: Tensor) -> None:
     """Note that the tensor is a parameter or buffer, or made of those alone."""
     setattr(tensor, _PARAM, True)
+
+
+def note_read(tensor: Tensor, space: LabelSpace) -> None:
+    """Forbid what the values of a tensor depend on, now that somebody reads them."""
+    axis, why = getattr(tensor, _IF_READ, (None, ""))
+    space.freeze(axis, why)
+
+
+def copy_unread(source: Tensor, out: Tensor) -> None:
+    """Let a copy depend on what its source depends on."""
+    if hasattr(source, _IF_READ):
+        setattr(out, _IF_READ, getattr(source, _IF_READ))
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
@@ -107,6 +120,8 @@ class Call:
         self.before: tuple[tuple[int, ...], list[Axis]] | None = None
         self.memory = memory or Memory()
         self.inputs = tensors_in(args)  # in schema order
+        for tensor in self.inputs:
+            note_read(tensor, space)
         if self.memory.differs:
             self.pins += [(t, d) for t in self.inputs for d in written_dims(t) if d < t.dim()]
 
@@ -186,6 +201,11 @@ class Call:
         """Demand that an axis keeps its size, labelled or not: forbid removal, or pin what may follow others."""
         self.freeze(self.axes(tensor)[dim], why)
         self.pin_unlabelled(tensor, dim)
+
+    def hold_if_read(self, out: Tensor, tensor: Tensor, dim: int, why: str) -> None:
+        """Demand that an axis keeps its size as soon as an op reads a result, or the model returns it."""
+        self.pin_unlabelled(tensor, dim)
+        setattr(out, _IF_READ, (self.axes(tensor)[dim], f"{why} in {self.where()}"))
 
     def sized(self, tensor: Tensor, *dims: int) -> list[tuple[int, Axis]]:
         """Return `(size, axis)` of the given axes of a tensor, all of them when none is given."""

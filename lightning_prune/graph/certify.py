@@ -33,6 +33,7 @@ from lightning_prune.graph.walk import Walk, name_tensor
 __all__ = ["Mismatch", "certifies", "find_mismatches", "run_lockstep"]
 
 _MOST = 300  # mismatches of one run; more of them teach nothing new
+Scaled = Mapping[int, Any]  # step -> scalars
 Met = tuple[int | None, IntArray]  # the size an axis has (None: not known), and the labels it should be as long as
 
 
@@ -93,6 +94,7 @@ class Lockstep(Walk):
         rules: Rules of the user.
         mode: The mode of fake tensors, None when the run is on real ones.
         patient: Collect mismatches and go on; on real tensors the first one always ends the run.
+        scales: Step -> scalars that an op may have instead of the dense ones; None to work out which those are.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Lockstep(Walk):
         rules: Mapping[str, RuleEntry],
         results: Results | None,
         patient: bool = False,
+        scales: Scaled | None = None,
     ) -> None:
         super().__init__(rules, results)
         self.events = events
@@ -112,6 +115,8 @@ class Lockstep(Walk):
         self._living: dict[int, int] = {}
         self._rescued = -1
         self._scales = Scales(events)
+        self._given = scales
+        self.scaled: dict[int, Any] = {}  # step -> scalars that may differ from the dense ones
 
     def carry(self, source: Tensor, out: Tensor) -> None:
         """The identity is carried already."""
@@ -177,10 +182,12 @@ class Lockstep(Walk):
         scalars = event.entry.scalars(args, event.in_axes)
         if scalars == event.scalars:
             return None
-        ratio = scale_of(event, scalars)
-        rescaled = [] if ratio is None else self._scales.rescaled(self.count, ratio, self.alive)
-        if rescaled:
-            self.rescaled += rescaled
+        if self._given is None:
+            ratio = scale_of(event, scalars)
+            axes = [] if ratio is None else self._scales.rescaled(self.count, ratio, self.alive)
+            self.rescaled += axes
+            self.scaled |= {self.count: scalars} if axes else {}
+        if (self.scaled if self._given is None else self._given).get(self.count) == scalars:
             return None
         pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
         what = f"`{event.name}` takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
@@ -284,8 +291,12 @@ class Lockstep(Walk):
 
 
 def run_lockstep(
-    trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None = None
-) -> None:
+    trace: DenseTrace,
+    alive: BoolArray,
+    followers: Sequence[Follower],
+    modes: Sequence[str] | None = None,
+    scales: Mapping[str, Scaled] | None = None,
+) -> dict[str, Scaled]:
     """Certify one structure in every traced mode.
 
     Args:
@@ -293,13 +304,21 @@ def run_lockstep(
         alive: Per label, whether it lives.
         followers: Integers to rewrite.
         modes: Which of the traced modes to run; all by default.
+        scales: What another run returned: the scales of attention must be the same ones.
+
+    Returns:
+        Mode -> step -> scalars, of the ops whose scale is worked out from a length that changed.
 
     Raises:
         Mismatch: The pruned program differs, or the model fails on the pruned sizes.
     """
+    scaled = {}
     for mode in modes or trace.events:
-        for mismatch in _run(trace, alive, followers, mode, patient=False):
+        given = None if scales is None else scales.get(mode, {})
+        found, scaled[mode] = _run(trace, alive, followers, mode, patient=False, scales=given)
+        for mismatch in found:
             raise mismatch
+    return scaled
 
 
 def certifies(
@@ -324,14 +343,19 @@ def find_mismatches(
         followers: Integers to rewrite.
         modes: Which of the traced modes to run; all by default.
     """
-    return next(
-        (found for mode in modes or trace.events if (found := _run(trace, alive, followers, mode, patient=True))), []
-    )
+    runs = (_run(trace, alive, followers, mode, patient=True)[0] for mode in modes or trace.events)
+    return next(filter(None, runs), [])
 
 
 def _run(
-    trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower], mode: str, *, patient: bool
-) -> list[Mismatch]:
+    trace: DenseTrace,
+    alive: BoolArray,
+    followers: Sequence[Follower],
+    mode: str,
+    *,
+    patient: bool,
+    scales: Scaled | None = None,
+) -> tuple[list[Mismatch], Scaled]:
     model = trace.sandbox.model
     trace.sandbox.fake = mode not in trace.real
     with trace.sandbox.without_gradients():
@@ -340,7 +364,7 @@ def _run(
         args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))
         for k, tensor in enumerate(tensors_in((args, kwargs))):
             name_tensor(tensor, f"input {k}")
-    watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.results, patient)
+    watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.results, patient, scales)
     forward, attributes = partial(model, *args, **kwargs), pruned_integers(trace, alive, followers)
     try:
         for follower in followers:
@@ -361,7 +385,7 @@ def _run(
     for mismatch in watch.found:
         mismatch.mode = mode
     trace.space.mark_once("rescaled", watch.rescaled)
-    return watch.found
+    return watch.found, watch.scaled
 
 
 def _modules_of(frames: Iterable[FrameType]) -> list[nn.Module]:

@@ -68,7 +68,14 @@ class Scales:
             ratio: By how much its scale is larger in the pruned program.
             alive: Per label, whether it lives.
         """
-        summed = [self._summed(k) for k in self._products(step)]
+        for products in self._products(step):
+            axes = self._explained([self._summed(k) for k in products], ratio, alive)
+            if axes:
+                return axes
+        return []
+
+    def _explained(self, summed: Sequence[list[IntArray]], ratio: float, alive: BoolArray) -> list[IntArray]:
+        """Return the axes that products sum over if the ratio is a power of what is left of them, of each."""
         if not summed or not all(summed):
             return []
         for axes in summed:
@@ -77,28 +84,32 @@ class Scales:
                 return []
         return [axis for axes in summed for axis in axes]
 
-    def _products(self, step: int) -> list[int]:
-        """Return the products of activations whose result an op scales, or else those that read what it scales."""
-        if self._is_product(step):
-            return [step]
-        return list(self._search(step, self._before)) or list(self._search(step, self._after))
+    def _products(self, step: int) -> Iterator[list[int]]:
+        """Yield products that a scale may be meant for, the likeliest first: of two activations, then with weights."""
+        if self.events[step].costs:
+            yield [step]
+            return
+        made = list(self._search(step, self._before))
+        if not any(self._is_of_activations(k) for k in made):
+            yield [k for k in self._search(step, self._after) if self._is_of_activations(k)]
+        yield made
 
     def _search(self, step: int, following: dict[int, list[int]]) -> Iterator[int]:
-        """Yield the nearest products along one direction of the program; those with weights end the search."""
+        """Yield the nearest products along one direction of the program."""
         waiting, seen = list(following.get(step, ())), {step}
         while waiting and len(seen) < _STEPS:
             k = waiting.pop(0)
             if k in seen:
                 continue
             seen.add(k)
-            if self._is_product(k):
+            if self.events[k].costs:
                 yield k
-            elif not self.events[k].costs and "softmax" not in self.events[k].name:
+            elif "softmax" not in self.events[k].name:
                 waiting += following.get(k, ())
 
-    def _is_product(self, step: int) -> bool:
+    def _is_of_activations(self, step: int) -> bool:
         event = self.events[step]
-        if event.name not in _PRODUCTS or not event.costs:
+        if event.name not in _PRODUCTS:
             return False
         factors = event.inputs[:2] if event.name.endswith(("matmul", "mm", "attention")) else event.inputs
         if event.name in ("aten::addmm", "aten::baddbmm", "aten::addbmm"):

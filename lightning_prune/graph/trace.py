@@ -16,9 +16,11 @@ from lightning_prune.graph.call import (
     Call,
     Rule,
     axes_of,
+    copy_unread,
     is_floating,
     is_weight,
     mark_weight,
+    note_read,
     set_axes,
     tensors_in,
 )
@@ -121,6 +123,7 @@ class Recorder(Walk):
         self.memory.watch(out, axes_of(out))
         mark_written(out, written_dims(source))
         copy_zeroed(source, out)
+        copy_unread(source, out)
         if is_weight(source):
             mark_weight(out)
 
@@ -378,6 +381,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
     if not outputs:
         raise TraceError(f"Got an output of type {type(output).__name__} without any tensor; forward must return some.")
     for tensor in outputs:
+        note_read(tensor, trace.space)
         for axis in axes_of(tensor):
             trace.space.freeze(axis, "model output")
     around = [(a, why) for n, why in recorder.leaked.items() for a in trace.axes.get(n, ()) if is_labelled(a)]

@@ -54,9 +54,13 @@ def wire_(model: nn.Module, graph: ChannelGraph, units: Mapping[str, MutableChan
     native = {(name, attr) for name, op in dynamic_ops(model).items() for attr in op.integers}
     for follower in graph.followers:
         op, runs = modules[follower.module], _runs(graph, follower.labels)
-        if runs and (follower.module, follower.attribute) not in native:
-            if not isinstance(op, DynamicOp):
-                raise ConfigError(f"Got module {follower.module!r} of {type(op).__name__}, which cannot be converted.")
+        if runs and not isinstance(op, DynamicOp):
+            raise ConfigError(f"Got module {follower.module!r} of {type(op).__name__}, which cannot be converted.")
+        if runs and (follower.module, follower.attribute) in native:
+            own = op.follower(follower.attribute, follower.element)
+            if own is not None and not own.spans:  # of a layer without weights
+                register(own, runs, units)
+        elif runs:
             container = MutableChannelContainer(len(follower.labels))
             register(container, runs, units)
             op.follow_integer(follower.attribute, container, follower.element)

@@ -202,6 +202,15 @@ class DynamicOp(nn.Module):
         state.follows.setdefault(attr, {})[element] = container
         self._present(integers={attr})
 
+    def follower(self, attr: str, element: int | str | None = None) -> MutableChannelContainer | None:
+        """Return the mask whose kept count an integer reads; None where it reads none, or works out its own.
+
+        Args:
+            attr: Name of an int, or of what holds it.
+            element: Position, key or attribute in that; None for an int.
+        """
+        return self._dynamic.follows.get(attr, {}).get(element)
+
     def _present(
         self, *, tensors: set[str] | None = None, integers: set[str] | None = None, holds: bool = False
     ) -> None:

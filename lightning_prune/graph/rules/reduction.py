@@ -47,7 +47,7 @@ def reduce(call: Call) -> None:
         if call.name in LENGTH_COUNTS and not is_labelled(axes[d]) and axes[d] == ANY:
             call.pin(x, d)
         if len(call.outputs) > 1 and call.name in ("aten::max", "aten::min"):
-            call.hold(x, d, "the index of a channel")
+            call.hold_if_read(call.outputs[1], x, d, "the index of a channel")
     for out in call.outputs:
         if out.dim() == x.dim():
             call.put(out, [ANY if d in dims else a for d, a in enumerate(axes)])
