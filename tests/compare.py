@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_prune.graph.sandbox import Sandbox
 from lightning_prune.ops import dynamic_ops, static_view
+from lightning_prune.ops.caches import empty_caches_, lazy_caches
 from lightning_prune.plan import KeepPlan
 from lightning_prune.units import MutableChannelUnit
 
@@ -64,6 +65,7 @@ def full(units: Sequence[MutableChannelUnit]) -> KeepPlan:
 def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = False, **keywords: Any) -> list[Tensor]:
     """Return the outputs of the dense model in which every removed entry of every parameter is 0."""
     dense = copy.deepcopy(model)
+    empty_caches_(dense, lazy_caches(dense))
     with torch.no_grad():
         for op in dynamic_ops(dense).values():
             for name, parameter in op._parameters.items():

@@ -476,6 +476,8 @@ TAMPERED = {
     "newer version": (change(("version",)), 2, "version 2.*up to 1.*Upgrade"),
     "no version": (change(("version",)), "1", "without a version"),
     "no tensors": (change(("tensors",)), None, "without a mapping 'tensors'"),
+    "caches": (change(("caches",)), ["a"], "caches"),
+    "cache": (change(("caches",)), {"conv.weight": "else"}, "caches"),
     "no integers": (change(("integers",)), [], "without a mapping 'integers'"),
     "entry": (change(WEIGHT), 3, r"no shape and kept indices for tensor 'conv\.weight'"),
     "shape": (change((*WEIGHT, "shape")), [6, 2.0, 3, 3], r"shape \[6, 2\.0, 3, 3\]"),

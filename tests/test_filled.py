@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_prune.checkpoint import load_pruned, save_pruned
 from lightning_prune.export import export_pruned
 from lightning_prune.mutator import ChannelMutator
 from tests.compare import outputs, scattered, zeroed_outputs
@@ -74,6 +76,20 @@ class InList(Attention):
         return bias
 
 
+class InNew(Attention):
+    """The attribute is there from the first forward on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.held
+
+    def bias(self) -> Tensor:
+        if not hasattr(self, "held"):
+            self.held = self.made()
+        bias: Tensor = self.held
+        return bias
+
+
 class State(Attention):
     """Goes on from what the last forward left."""
 
@@ -135,3 +151,24 @@ def test_what_a_forward_does_not_fill_with_the_same_stays(cls: Any, change: Call
     torch.testing.assert_close(model.held, held, rtol=0, atol=0)
     mutator.apply(scattered(mutator.units))
     torch.testing.assert_close(outputs(export_pruned(model), (x,)), outputs(model, (x,)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cls", [InDict, InAttribute, InNew])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["plain", "dynamic"])
+def test_a_structure_empties_what_the_model_it_is_loaded_into_has_cached(
+    cls: Callable[[], nn.Module], dynamic: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x = cls().double().eval(), torch.randn(2, TOKENS, 10, dtype=torch.float64)
+    mutator = ChannelMutator(example_input=x)
+    mutator.prepare_from_supernet(model)
+    mutator.apply(scattered(mutator.units))
+    expected = outputs(model, (x,))
+    save_pruned(export_pruned(model), tmp_path / "small.ckpt")
+    other = cls().double().eval()
+    if dynamic:
+        ChannelMutator(example_input=x).prepare_from_supernet(other)
+    outputs(other, (x,))
+    assert outputs(other, (x,))[0].shape == expected[0].shape
+    loaded = load_pruned(tmp_path / "small.ckpt", other)
+    torch.testing.assert_close(outputs(loaded.eval(), (x,)), expected, rtol=0, atol=0)

@@ -111,3 +111,19 @@ def test_what_a_mask_takes_depends_on_its_values() -> None:
         x, kept = torch.empty(2, 2), torch.empty(2, dtype=torch.bool)
     assert results.key(op, "aten::index", {"self": x, "indices": [kept]}) is None
     assert results.key(op, "aten::index", {"self": x, "indices": [None, kept.long()]}) is not None
+
+
+def test_a_convolution_is_made_where_its_groups_are_checked() -> None:
+    results = Results(FakeMode())
+    x, weight = (results.mode.make(torch.float32, torch.device("cpu"), size) for size in ((1, 9, 4, 4), (2, 3, 1, 1)))
+    args = dict(
+        zip(
+            ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+            (x, weight, None, [1, 1], [0, 0], [1, 1], 3),
+            strict=True,
+        )
+    )
+    func = torch.ops.aten.conv2d.default
+    key = results.key(func, "aten::conv2d", args)
+    assert key is not None
+    assert results.make(key, func, tuple(args.values()), {}) is None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.errors import CheckpointError
+from lightning_prune.ops.caches import is_cache_entry
 from lightning_prune.ops.slicing import Cut
 from lightning_prune.ops.structure import VERSION, named_tensors, structure_of, target_cuts
 
@@ -45,6 +46,9 @@ def check_structure(structure: object) -> Structure:
                     f"Got integers {attrs!r} of module {name!r}; expected whole numbers, none greater than the dense "
                     "one. It is damaged."
                 )
+    caches = structure.get("caches", {})  # older files have none
+    if not isinstance(caches, dict) or not all(isinstance(k, str) and is_cache_entry(v) for k, v in caches.items()):
+        raise CheckpointError(f"Got caches {caches!r} that no model has; the structure is damaged.")
     return structure
 
 

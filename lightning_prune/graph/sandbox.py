@@ -21,7 +21,7 @@ from lightning_prune.graph.held import Held
 from lightning_prune.graph.memos import CONTAINERS, differ, find_memos, refill
 from lightning_prune.graph.results import Results
 
-__all__ = ["Sandbox", "named_tensors", "reset_caches", "tensors_within"]
+__all__ = ["Absent", "Sandbox", "named_tensors", "reset_caches", "tensors_within"]
 
 _OWN = frozenset({"_parameters", "_buffers", "training"})
 _HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict)) - _OWN - {"_modules"}
@@ -79,7 +79,7 @@ def _forward_names(model: nn.Module) -> set[str]:
     return names
 
 
-class _Absent:
+class Absent:
     """Stands for an attribute that was not there; a class, so that copies know it."""
 
 
@@ -328,12 +328,12 @@ class Sandbox:
     ) -> None:
         """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
         changed: dict[str, Any] = {}
-        other = [key for key, value in now.items() if before.get(key, _Absent) is not value]
+        other = [key for key, value in now.items() if before.get(key, Absent) is not value]
         filled = [key for key, (held, copy) in contents.items() if now.get(key) is held and differ(held, copy)]
         for key in [*other, *(before.keys() - now.keys()), *filled]:
             if key.startswith("_flat_weight") or now.get(key) is _do_nothing:  # an RNN lists its weights
                 continue
-            value, later = before.get(key, _Absent), now.get(key, _Absent)
+            value, later = before.get(key, Absent), now.get(key, Absent)
             container, copy = contents.get(key, (None, value))
             same = later is value or (isinstance(value, (bool, int, float, str)) and later == value)
             if not same or differ(container, copy if container is not None else None):
@@ -363,7 +363,7 @@ def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> Non
     modules = dict(model.named_modules()) if caches else {}
     for (name, attribute), value in caches.items():
         held = modules[name].__dict__
-        if value is _Absent:
+        if value is Absent:
             held.pop(attribute, None)
         elif isinstance(value, CONTAINERS) and type(held.get(attribute)) is type(value):
             refill(held[attribute], value)

@@ -14,11 +14,14 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_prune.errors import ConfigError
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.graph.labels import IntArray
+from lightning_prune.graph.memos import CONTAINERS
+from lightning_prune.graph.sandbox import Absent
 from lightning_prune.mutables import MutableChannelContainer
 from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
+from lightning_prune.ops.caches import EMPTY, GONE, is_cache_entry, remember_caches_
 from lightning_prune.units import Channel, MutableChannelUnit
 
-__all__ = ["adopt_units", "convert_model_", "find_units", "members", "roles_of", "wire_"]
+__all__ = ["adopt_units", "convert_model_", "find_units", "members", "remember_lazy_caches_", "roles_of", "wire_"]
 
 OpTable = Mapping[type[nn.Module], type[DynamicOp]]
 Run = tuple[str, int, int, IntArray]  # unit, start, end, channel at each position
@@ -216,3 +219,13 @@ def sides_of(op: DynamicOp, attr: str) -> tuple[bool, bool]:
         dims = {dim for tensor, dim in _places(op, attr) if len(op.tensor_axes.get(tensor, ())) > 1}
         makes, reads = 0 in dims, 1 in dims
     return makes, reads
+
+
+def remember_lazy_caches_(model: nn.Module, graph: ChannelGraph) -> None:
+    """Let a model know its lazy caches as a file can hold them: those that were empty, or held a number."""
+    found: dict[str, Any] = {}
+    for (module, name), value in graph.caches.items():
+        before = GONE if value is Absent else EMPTY if isinstance(value, CONTAINERS) and not value else value
+        if is_cache_entry(before):
+            found[f"{module}.{name}" if module else name] = before
+    remember_caches_(model, found)

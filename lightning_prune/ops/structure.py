@@ -17,6 +17,7 @@ from lightning_prune.errors import CheckpointError, ConfigError
 from lightning_prune.mutables import KeptIndices, MutableChannel, MutableChannelContainer
 from lightning_prune.ops.attention import settle_
 from lightning_prune.ops.base import DynamicOp
+from lightning_prune.ops.caches import empty_caches_, lazy_caches, remember_caches_
 from lightning_prune.ops.made import make_again_
 from lightning_prune.ops.model import dynamic_ops, static_view
 from lightning_prune.ops.slicing import Cut, replace_data_, same_cuts, take_copy
@@ -69,7 +70,7 @@ def structure_of(
     Returns:
         ``version``; ``tensors``: name -> ``shape`` (dense) and ``kept`` (axis as text -> Int64 indices), for every
         tensor of a dynamic op; ``integers``: module -> attribute -> ``full`` and ``kept``, where they differ;
-        ``units``; ``progress``; ``fingerprint`` of the dense parameters.
+        ``units``; ``progress``; ``caches``: see `ops.caches`; ``fingerprint`` of the dense parameters.
     """
     found = remembered_structure(model)
     for prefix, module in model.named_modules(remove_duplicate=False):
@@ -81,6 +82,7 @@ def structure_of(
         **found,
         "units": dict(units or {}),
         "progress": None if progress is None else dict(progress),
+        "caches": lazy_caches(model),
         "fingerprint": fingerprint_of(model, found["tensors"]),
     }
 
@@ -161,6 +163,7 @@ def remember_structure_(model: nn.Module, structure: Structure) -> None:
     forget_structure_(model)
     if structure["integers"] or any(entry["kept"] for entry in structure["tensors"].values()):
         model.__dict__[REMEMBERED] = {"tensors": structure["tensors"], "integers": structure["integers"]}
+    remember_caches_(model, structure.get("caches", {}))
 
 
 def forget_structure_(model: nn.Module) -> None:
@@ -221,6 +224,7 @@ def set_masks_(model: nn.Module, structure: Structure) -> None:
             f"Got a structure that the units of this model cannot take: {error}. Were they found with another "
             "`ignore`, or is the file of another model?"
         ) from error
+    empty_caches_(model, structure.get("caches", {}))
 
 
 def _choose(masks: Mapping[MutableChannel, Tensor]) -> None:
@@ -292,6 +296,7 @@ def reshape_(model: nn.Module, structure: Structure, loaded: Collection[str] = (
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()  # cuDNN wants its weights side by side
     remember_structure_(model, structure)
+    empty_caches_(model, structure.get("caches", {}))
 
 
 def _resized(name: str, tensor: Tensor, old: tuple[Cut, ...], new: tuple[Cut, ...], is_loaded: bool) -> Tensor:
