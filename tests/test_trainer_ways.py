@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_prune.callback.figure import NAME
+from lightning_prune.callback.waiting import waiting
 from lightning_prune.importance import l1
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, data, loader, pruning, trainer
@@ -193,3 +199,35 @@ def test_a_silent_callback_prints_nothing(capsys: pytest.CaptureFixture[str], ca
         ours = [record.message for record in caplog.records if "Pruned" in record.message]
         said[verbose] = (bool(printed.out), bool(ours or lines))
     assert said == {True: (True, True), False: (False, False)}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown", "said"),
+    [(0.4, True, True), (0.0, True, False), (0.4, False, False)],
+    ids=["long", "quick", "silent"],
+)
+def test_a_bar_is_shown_while_something_takes_long(seconds: float, shown: bool, said: bool) -> None:
+    written = Terminal()
+    console = Console(file=written, force_terminal=True)
+    with waiting("Analyzing", shown=shown, after_s=0.1, console=console):
+        time.sleep(seconds)
+    assert ("Analyzing" in written.getvalue()) is said
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_analysis_is_waited_for(verbose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    @contextmanager
+    def recorded(words: str, *, shown: bool) -> Iterator[None]:
+        asked.append((words, shown))
+        yield
+
+    monkeypatch.setattr("lightning_prune.callback.convert.waiting", recorded)
+    trainer(pruning(verbose=verbose)).fit(LitNet(), loader())
+    assert asked == [("Analyzing the model", verbose)]

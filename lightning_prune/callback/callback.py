@@ -87,7 +87,7 @@ class PruningCallback(Callback):
         submodule: Dotted name of the part to prune; everything outside keeps its parameters, and the target is relative
             to the part. `example_input` is then its input.
         mutator: A `ChannelMutator` of your own, instead of `ignore`, `overrides` and `example_input`.
-        verbose: Whether rank 0 prints a table of the units at the end, and a line at each firing.
+        verbose: Whether rank 0 prints a table of the units at the end, a line at each firing, and bars while it waits.
         reset_monitors: Whether `ModelCheckpoint` and `EarlyStopping` forget their best score when the structure
             changes, so that a bigger model does not win over the pruned one.
         regrow: Whether a removed channel may come back at a later firing, when others have become worse. If not,
@@ -161,7 +161,7 @@ class PruningCallback(Callback):
         self._state = RunState()
         self._collector = Collector(self.importance)
         self._root: nn.Module | None = None
-        self._conversion = Conversion()
+        self._conversion = Conversion(verbose)
         self._parameters: frozenset[str] = frozenset()
         self._is_fitting = False
         self._watches: list[RemovableHandle] = []
@@ -230,7 +230,7 @@ class PruningCallback(Callback):
     def _prepare_timing(self, trainer: Trainer) -> None:
         """Measure latencies, once in a run."""
         if self._timing.is_needed and not self.is_done:
-            self._timing.prepare(trainer, self._active, self._planner.limits(self._active))
+            self._timing.prepare(trainer, self._active, self._planner.limits(self._active), verbose=self.verbose)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what `LightningModule.setup` and `configure_optimizers` made: they have run by now."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_prune.callback.example import find_example
 from lightning_prune.callback.gone import alive_now
 from lightning_prune.callback.shapes import made_for
+from lightning_prune.callback.waiting import waiting
 from lightning_prune.checkpoint import reshape_
 from lightning_prune.compact import grow_
 from lightning_prune.mutator import ChannelMutator
@@ -23,11 +24,15 @@ __all__ = ["Conversion"]
 class Conversion:
     """Remembers what a module was before it was converted, and where.
 
+    Args:
+        verbose: Whether a bar is shown on rank 0 while a long analysis runs.
+
     Attributes:
         home: Device and dtype of the module at the trace.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = True) -> None:
+        self.verbose = verbose
         self.home: tuple[torch.device, torch.dtype | str] = (torch.device("cpu"), torch.float32)
         self._before: dict[str, Any] | None = None
 
@@ -55,7 +60,8 @@ class Conversion:
             if mutator.example_input is None:
                 mutator.example_input = find_example(trainer, pl_module, root, example)
             if mutator._model is not root:
-                mutator.prepare_from_supernet(root)
+                with waiting("Analyzing the model", shown=self.verbose and trainer.is_global_zero):
+                    mutator.prepare_from_supernet(root)
         if not small["tensors"]:
             return {}
         set_masks_(pl_module, small)  # a checkpoint may bring the rest back

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_prune.callback.ranks import from_rank_zero
+from lightning_prune.callback.waiting import waiting
 from lightning_prune.errors import ConfigError
 from lightning_prune.graph import CostModel
 from lightning_prune.latency import LatencyCosts, LatencyOutcome, LatencySettings, LatencyTable, build_table, meet
@@ -50,7 +51,9 @@ class Timing:
         """Begin with another model."""
         self.table, self.measured = None, []
 
-    def prepare(self, trainer: Trainer, mutator: ChannelMutator, limits: Sequence[UnitLimits]) -> None:
+    def prepare(
+        self, trainer: Trainer, mutator: ChannelMutator, limits: Sequence[UnitLimits], *, verbose: bool = False
+    ) -> None:
         """Measure the table on rank 0, if there is none.
 
         Raises:
@@ -58,7 +61,8 @@ class Timing:
         """
         if self.table is None:
             timed = self.settings.measure_with(mutator.example_input)
-            self.table = from_rank_zero(trainer, lambda: build_table(mutator, limits, timed))
+            with waiting("Measuring latencies", shown=verbose and trainer.is_global_zero):
+                self.table = from_rank_zero(trainer, lambda: build_table(mutator, limits, timed))
         if self.is_target:
             check_floor(self.target, LatencyCosts(mutator.graph.cost, self.table))
 
