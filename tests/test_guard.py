@@ -100,7 +100,7 @@ def test_what_was_good_comes_back_bit_for_bit(compact: str, optimizer: str) -> N
         numbers(watch.ends[2][0]) < numbers(watch.ends[1][0]) == numbers(watch.ends[-1][0]) < numbers(watch.ends[0][0])
     )
     report = guard_of(callback).report
-    assert "val_acc is 0.5, 1 epochs after" in report
+    assert "val_acc is 0.5, 1 epoch after" in report
     assert "weights of epoch 1 are restored" in report
     if compact != "end":  # there the state of epoch 1 was full
         for index, state in watch.ends[1][1].items():

@@ -131,8 +131,9 @@ class Guard(Recovery):
         elif self.is_waiting and epoch != self.counted:
             self.waited, self.counted = self.waited + 1, epoch
             self.has_failed = self.waited >= self.patience
+            epochs = "1 epoch" if self.waited == 1 else f"{self.waited} epochs"
             self.report = (
-                f"Guard: {self.monitor} is {value:.4g}, {self.waited} epochs after channels were removed; the best "
+                f"Guard: {self.monitor} is {value:.4g}, {epochs} after channels were removed; the best "
                 f"before is {self.reference:.4g}, and {self.tolerance:.4g} are tolerated."
             )
 
