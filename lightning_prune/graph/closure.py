@@ -74,9 +74,11 @@ def close(
     Returns:
         The smallest classes that satisfy every binding, freeze and product.
     """
-    _refine_grids(space, _components(np.arange(space.size), pairs))
-    products = space.products
     classes = _components(np.arange(space.size), pairs)
+    _refine_grids(space, classes)
+    if space.size > len(classes):  # some grids were split
+        classes = _components(np.arange(space.size), pairs)
+    products = space.products
     seeds = np.concatenate([a for a, _ in frozen]) if frozen else np.zeros(0, np.int64)
     causes = np.concatenate([np.full(len(a), r) for a, r in frozen]) if frozen else np.zeros(0, np.int64)
     while True:
