@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lightning_prune.checkpoint import structure_of
 from lightning_prune.export import export_pruned
+from lightning_prune.graph import integers
+from lightning_prune.graph.certify import find_mismatches
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops.structure import reshape_
 from tests.compare import assert_same, outputs, scattered, zeroed_outputs
@@ -141,3 +143,27 @@ def test_which_channel_is_largest_matters_where_it_is_read(says: str, units: lis
     assert [u.num_channels for u in mutator.units] == units
     assert units == [u.num_channels for u in mutator.graph.units if u.renormalizing]
     assert_cut_as_certified(model, mutator, x)
+
+
+class Halves(nn.Module):
+    """Its size stands in an expression; other attributes are as large, but no code reads them."""
+
+    def __init__(self, **others: int) -> None:
+        super().__init__()
+        self.half, self.enter, self.leave = 6, nn.Linear(5, 24), nn.Linear(12, 3)
+        self.__dict__.update(others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.leave(self.enter(x).view(-1, 2, getattr(self, "half") * 2).sum(1))  # noqa: B009
+        return y
+
+
+def test_only_integers_that_the_code_mentions_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    monkeypatch.setattr(integers, "find_mismatches", lambda *args: runs.append(1) or find_mismatches(*args))
+    found = []
+    for others in ({}, {f"unread_{k}": 12 for k in range(9)}):
+        runs.clear()
+        _, mutator, _ = prepared(nn.Sequential(nn.Linear(5, 5), Halves(**others)), 4, 5)
+        found.append((len(runs), [(u.axis, u.num_channels) for u in mutator.units]))
+    assert found[0] == found[1]

@@ -60,6 +60,7 @@ class AxisTable:
         parts = (tensor.split(".") for tensor, rank in self._ranks.items() if rank)
         self._homes = {".".join(names[:k]) for names in parts for k in range(len(names))}
         self._sets: dict[int, frozenset[tuple[int, ...]]] = {}
+        self._found: dict[tuple[str, int, View], IntArray | None] = {}
 
     def _inner_axes(self, trace: DenseTrace) -> dict[bytes, list[IntArray]]:
         """Return for each axis the factors of its grids, and the parts that some op cuts it into."""
@@ -87,7 +88,12 @@ class AxisTable:
 
     def find(self, module: str, size: int, view: View) -> IntArray | None:
         """Return the axis of a module that a view describes; None where none does, or several that differ."""
-        prefix = self._prefix(module)
+        key = (self._prefix(module), size, view)
+        if key not in self._found:
+            self._found[key] = self._find(*key)
+        return self._found[key]
+
+    def _find(self, prefix: str, size: int, view: View) -> IntArray | None:
         inside = [entry for entry in self._by_size.get(size, ()) if entry[0].startswith(prefix)]
         for tensor, ordinal, axis in inside:
             # an axis of a parameter is the same one whatever it is made of; a factor or part of one is not

@@ -6,7 +6,7 @@ All on arrays: connected components over label pairs, then products until nothin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +42,7 @@ class Closure:
     factors: csr_matrix
     derived: BoolArray
     products: tuple[Product, ...]
+    _grids: dict[bytes, tuple[IntArray, IntArray]] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
@@ -53,8 +54,11 @@ class Closure:
         classes = self.classes[labels]
         if not self.derived[classes].any():
             return np.arange(len(labels)), classes
-        rows = self.factors[classes].tocoo()
-        return rows.row.astype(np.int64), rows.col.astype(np.int64)
+        key = classes.tobytes()  # many axes are the same channels
+        if key not in self._grids:
+            rows = self.factors[classes].tocoo()
+            self._grids[key] = rows.row.astype(np.int64), rows.col.astype(np.int64)
+        return self._grids[key]
 
     def alive(self, dead: BoolArray) -> BoolArray:
         """Return per label whether it lives when the given classes are removed."""
@@ -97,7 +101,7 @@ def close(
 
 def _components(classes: IntArray, pairs: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
     """Merge classes along label pairs."""
-    pairs = list(pairs)
+    pairs = {(a.tobytes(), b.tobytes()): (a, b) for a, b in pairs}.values()  # of every layer, and of every mode
     if not pairs:
         return classes
     a, b = (classes[np.concatenate(side)] for side in zip(*pairs, strict=True))

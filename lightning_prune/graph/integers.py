@@ -21,6 +21,7 @@ from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.holders import integers_held
 from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
 from lightning_prune.graph.made import weight_of
+from lightning_prune.graph.memos import is_own
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 
@@ -261,15 +262,24 @@ class Integers:
         for module in mismatch.modules:
             name = self._names.get(id(module))
             if name is not None:
-                fits = [(a, e) for a, e, value in integers_of(module) if value == len(wanted)]
+                sizes = self._read_integers(module)
+                fits = [(a, e) for a, e, value in sizes if value == len(wanted)]
                 yield from ((name, a, e, wanted) for a, e in sorted(fits, key=lambda fit: fit[1] is not None))
 
     def _guesses(self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> Iterator[Candidate]:
         """Yield the integers nearby that are as large as any axis was: an expression may have been made of them."""
         named = [(self._names[id(m)], m) for m in mismatch.modules if id(m) in self._names]
         for name, module in named[:_NEAR]:
-            for attribute, element, value in integers_of(module):
+            for attribute, element, value in self._read_integers(module):
                 yield from ((name, attribute, element, labels) for labels in axes.changed(name, value, alive))
+
+    def _read_integers(self, module: nn.Module) -> Iterator[tuple[str, Element, int]]:
+        """Yield the integers of a module that the code of the model mentions; code of torch may read any."""
+        names = self.trace.sandbox.memos.names
+        foreign = any(not is_own(cls.__module__) for cls in type(module).__mro__ if cls not in (nn.Module, object))
+        for attribute, element, value in integers_of(module):
+            if foreign or attribute in names:  # what a config holds may have other names too
+                yield attribute, element, value
 
 
 def _is_mended(mismatch: Mismatch, labels: IntArray | None, after: Sequence[Mismatch]) -> bool:

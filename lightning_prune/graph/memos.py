@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Memos", "differ", "find_memos", "refill", "tensors_below"]
+__all__ = ["Memos", "differ", "find_memos", "is_own", "refill", "tensors_below"]
 
 Memo = functools._lru_cache_wrapper
 CONTAINERS = (dict, list, set)
@@ -28,11 +28,13 @@ class Memos:
     Args:
         functions: Those under `functools.lru_cache`.
         containers: Dicts, lists and sets of classes and Python modules, and the attributes of plain objects.
+        names: What the code mentions: names of attributes and others, and words in quotes.
         noted: `id(container) -> (container, what it held before the first run)` of those that a run left tensors in.
     """
 
     functions: list[Memo[Any]] = field(default_factory=list)
     containers: list[Any] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
     noted: dict[int, tuple[Any, Any]] = field(default_factory=dict)
 
     @contextmanager
@@ -83,7 +85,8 @@ class _Search:
     def __init__(self) -> None:
         self.memos = Memos()
         self.waiting: list[Any] = []
-        self._names = {"forward"}
+        self._names = self.memos.names
+        self._names.add("forward")
         self._members: dict[str, list[Any]] = {}  # of classes, under names that nothing has mentioned so far
         self._seen: dict[int, Any] = {}  # holds what it has met: an address is not given away again
 
@@ -101,15 +104,15 @@ class _Search:
             self.memos.functions.append(value)
             self.waiting.append(value.__wrapped__)
         elif isinstance(value, FunctionType):
-            if _is_own(value.__module__):
+            if is_own(value.__module__):
                 self._mention(value)
         elif isinstance(value, type):
-            if _is_own(value.__module__):
+            if is_own(value.__module__):
                 self.waiting += value.__mro__
                 self._offer(value)
         elif type(value) in CONTAINERS:
             self.memos.containers.append(value)
-        elif not isinstance(value, (Tensor, nn.Module, ModuleType)) and _is_own(type(value).__module__):
+        elif not isinstance(value, (Tensor, nn.Module, ModuleType)) and is_own(type(value).__module__):
             held = getattr(value, "__dict__", None)
             if type(held) is dict:
                 self.memos.containers.append(held)
@@ -135,7 +138,7 @@ class _Search:
                 values.append(cell.cell_contents)
             except ValueError:  # not filled yet
                 continue
-        parts = [v for v in values if isinstance(v, ModuleType) and _is_own(v.__name__)]
+        parts = [v for v in values if isinstance(v, ModuleType) and is_own(v.__name__)]
         self.waiting += values + [vars(part)[name] for part in parts for name in names if name in vars(part)]
 
 
@@ -144,9 +147,12 @@ def _names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
+        elif isinstance(constant, str) and constant.isidentifier():  # getattr(self, "width")
+            yield constant
 
 
-def _is_own(module: str | None) -> bool:
+def is_own(module: str | None) -> bool:
+    """Return whether a Python module is of the model, or of a library of models: not of torch and what it stands on."""
     return (module or "builtins").partition(".")[0] not in _FOREIGN
 
 

@@ -76,7 +76,7 @@ def _bind_followed(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
     One head_dim for q, k and v; heads that are as many as `C // head_dim`.
     """
     wrong = [(met, labels) for met, labels in mismatch.axes if met is not None and met != len(labels)]
-    followed = known.followed(mismatch)
+    followed = known.followed(mismatch) if wrong else []
     # what an integer says goes first: another axis of the model may be as long by luck
     candidates = [(met, labels, axis) for met, labels in wrong for axis in followed]
     for met, labels in wrong:
