@@ -24,7 +24,7 @@ ZEROED = "removed and zeroed differ"
 def test_random_networks_keep_every_promise() -> None:
     passed: dict[Any, Outcome] = {}
 
-    @settings(derandomize=True, max_examples=140, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=140, database=None, suppress_health_check=list(HealthCheck))
     @given(networks())
     def run(network: Network) -> None:
         wiring = network.inputs, tuple((each.block, each.inputs) for each in network.nodes)

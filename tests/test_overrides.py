@@ -219,7 +219,7 @@ def overridden(draw: st.DrawFn) -> list[UnitLimits]:
     return limits
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(
     limits=overridden(),
     key=st.sampled_from(["macs", "params", "channels", "memory"]),

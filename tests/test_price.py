@@ -98,7 +98,7 @@ def test_prices_follow_the_structure_of_the_moment() -> None:
 
 
 @given(problem=problems(), fraction=st.floats(0.3, 1.0), key=st.sampled_from(["macs", "params", "memory", "channels"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_targets_hold_whatever_the_ranking(problem: Any, fraction: float, key: str) -> None:
     cost, limits, scores = problem
     least = cost.of(KeepPlan({limit.name: tuple(range(limit.allowed[0])) for limit in limits}))
