@@ -159,7 +159,6 @@ class ChannelMutator:
         for spec in graph.units:
             unit = by_name[spec.name]
             unit.axis, unit.kind, unit.renormalizing = spec.axis, spec.kind, spec.renormalizing
-        wiring.remember_lazy_caches_(model, graph)
         wiring.convert_model_(model, graph, self.ops)
         wiring.wire_(model, graph, by_name)
         roles = wiring.roles_of(model, graph)

@@ -21,7 +21,7 @@ from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
 from lightning_prune.ops.caches import EMPTY, GONE, is_cache_entry, remember_caches_
 from lightning_prune.units import Channel, MutableChannelUnit
 
-__all__ = ["adopt_units", "convert_model_", "find_units", "members", "remember_lazy_caches_", "roles_of", "wire_"]
+__all__ = ["adopt_units", "convert_model_", "find_units", "members", "roles_of", "wire_"]
 
 OpTable = Mapping[type[nn.Module], type[DynamicOp]]
 Run = tuple[str, int, int, IntArray]  # unit, start, end, channel at each position
@@ -46,6 +46,7 @@ def wire_(model: nn.Module, graph: ChannelGraph, units: Mapping[str, MutableChan
     Raises:
         ConfigError: A module that had to be converted was not.
     """
+    _remember_lazy_caches_(model, graph)
     first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
     for op in dynamic_ops(model).values():
         wired: set[int] = set()
@@ -221,7 +222,7 @@ def sides_of(op: DynamicOp, attr: str) -> tuple[bool, bool]:
     return makes, reads
 
 
-def remember_lazy_caches_(model: nn.Module, graph: ChannelGraph) -> None:
+def _remember_lazy_caches_(model: nn.Module, graph: ChannelGraph) -> None:
     """Let a model know its lazy caches as a file can hold them: those that were empty, or held a number."""
     found: dict[str, Any] = {}
     for (module, name), value in graph.caches.items():
