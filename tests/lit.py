@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_prune import PruningCallback
+from lightning_prune.ops import dynamic_ops
 
 QUIET = [
     pytest.mark.filterwarnings(f"ignore:{text}")
@@ -98,3 +99,19 @@ def pruning(target: Any = None, **arguments: Any) -> PruningCallback:
     given: dict[str, Any] = {"schedule": {"kind": "linear", "begin": 1, "end": 3}, "divisor": 2, "verbose": False,
                              "report": False}  # fmt: skip
     return PruningCallback({"macs": 0.5} if target is None else target, **{**given, **arguments})
+
+
+def widths(model: LitNet) -> tuple[int, int]:
+    return model.conv1.out_channels, model.conv2.out_channels
+
+
+class Record(Callback):
+    """Notes what the model is at the end of every epoch."""
+
+    def __init__(self) -> None:
+        self.dynamic: list[bool] = []
+        self.widths: list[tuple[int, int]] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.dynamic.append(bool(dynamic_ops(pl_module)))
+        self.widths.append(widths(pl_module))
