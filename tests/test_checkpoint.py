@@ -1,7 +1,8 @@
+"""Structures, state dicts that carry them, and `load_pruned`."""
+
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 
 import pytest
@@ -10,7 +11,6 @@ from torch import nn
 
 from lightning_prune.checkpoint import (
     KEY,
-    check_structure,
     fingerprint_of,
     load_pruned,
     register_structure_hooks,
@@ -22,104 +22,18 @@ from lightning_prune.errors import CheckpointError
 from lightning_prune.export import export_pruned
 from lightning_prune.mutables import MutableChannel
 from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
-
-
-class Net(nn.Module):
-    """A convolution, a norm, an attention-like block with sizes in Python ints, and a tied pair."""
-
-    def __init__(self, width: int = 6, classes: int = 3):
-        super().__init__()
-        self.conv = nn.Conv2d(2, width, 3)
-        self.norm = nn.BatchNorm2d(width)
-        self.mix = Mix(width)
-        self.embed = nn.Embedding(7, width)
-        self.head = nn.Linear(width, 7, bias=False)
-        self.head.weight = self.embed.weight
-        self.out = nn.Linear(7, classes)
-
-    def forward(self, x):
-        y = self.mix(self.norm(self.conv(x)).relu().mean((2, 3)))
-        return self.out(self.head(y))
-
-
-class DoubleNet(Net):
-    def __init__(self, width: int = 6):
-        super().__init__(width)
-        self.double()
-
-
-class Mix(nn.Module):
-    """Owns a raw parameter, a buffer that is not saved, and its size, twice."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, width))
-        self.register_buffer("offset", torch.arange(width) / 8.0, persistent=False)
-        self.width = width
-        self.shape = (1, width)
-
-    def forward(self, x):
-        return x.view(-1, *self.shape[1:]) * self.scale / self.width + self.offset
-
-
-class Strange(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 5, 3)
-
-
-KEPT = (1, 0, 1, 1, 0, 1)
-BATCH = torch.linspace(-1, 1, 100, dtype=torch.float64).view(2, 2, 5, 5)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-def dense(seed: int = 0, **kwargs) -> Net:
-    torch.manual_seed(seed)
-    model = Net(**kwargs).double()
-    register_structure_hooks(model)
-    return model
-
-
-def dynamic(seed: int = 0, kept: tuple[int, ...] | None = KEPT) -> tuple[Net, MutableChannel]:
-    model = dense(seed)
-    for module in (model.conv, model.norm, model.mix, model.embed, model.head, model.out):
-        convert_(module, generic=True)
-    unit = MutableChannel(6, "width")
-    axes = [model.conv.get_mutable_attr("out_channels"), model.norm.get_mutable_attr("in_channels")]
-    axes += [model.mix.axis_container("scale", 0), model.mix.axis_container("offset", 0)]
-    axes += [model.embed.get_mutable_attr("out_channels"), model.head.get_mutable_attr("in_channels")]
-    for axis in axes:
-        axis.register_mutable(unit, 0, 6)
-    model.mix.follow_integer("width", axes[2])
-    model.mix.follow_integer("shape", axes[2], element=1)
-    if kept is not None:
-        unit.current_choice = torch.tensor(kept, dtype=torch.bool)
-    return model, unit
-
-
-def compacted(seed: int = 0) -> Net:
-    model, _ = dynamic(seed)
-    compact_(model)
-    return model
-
-
-def is_plain(model: nn.Module) -> bool:
-    return not any(isinstance(module, DynamicOp) for module in model.modules())
-
-
-def saved(model: nn.Module, path) -> str:
-    torch.save({"state_dict": model.state_dict(), "hyper_parameters": {"width": 6, "unused": "x"}}, path)
-    return str(path)
-
-
-def through_file(state, path):
-    torch.save(state, path)
-    return torch.load(path, weights_only=True)
-
+from tests.checkpoint_nets import (
+    BATCH,
+    KEPT,
+    DoubleNet,
+    Net,
+    compacted,
+    dense,
+    dynamic,
+    is_plain,
+    saved,
+    through_file,
+)
 
 # What the structure holds
 
@@ -403,153 +317,6 @@ def test_strict_loading_of_the_model_is_respected(tmp_path):
     model = dense(1)
     model.strict_loading = False
     assert load_pruned(tmp_path / "last.ckpt", model).conv.out_channels == 4
-
-
-# Bad files
-
-
-def truncate(path):
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-
-
-def write_text(path):
-    path.write_text("not a checkpoint")
-
-
-def write_object(path):
-    torch.save({"state_dict": {}, "hyper_parameters": functools.partial(print)}, path)
-
-
-def write_list(path):
-    torch.save([1, 2], path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        pytest.param(truncate, "truncated or damaged", id="truncated"),
-        pytest.param(write_text, "damaged", id="text"),
-        pytest.param(write_object, "Python objects", id="objects"),
-        pytest.param(write_list, "expected a checkpoint or a state dict", id="list"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named(damage, message, tmp_path):
-    path = tmp_path / "last.ckpt"
-    saved(compacted(), path)
-    damage(path)
-    with pytest.raises(CheckpointError, match=rf"last\.ckpt.*{message}|{message}.*last\.ckpt"):
-        load_pruned(path, dense(1))
-
-
-def test_a_missing_file_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        load_pruned(tmp_path / "none.ckpt", Net)
-
-
-def test_a_class_without_its_arguments_says_what_to_do(tmp_path):
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {}}, path)
-    with pytest.raises(CheckpointError, match=r"'Mix', which cannot be built from the arguments \[\].*load_pruned"):
-        load_pruned(path, Mix)
-
-
-def test_small_tensors_without_a_structure_say_how_to_save_it(tmp_path):
-    path = tmp_path / "last.ckpt"
-    torch.save(dict(compacted().state_dict()), path)
-    with pytest.raises(CheckpointError, match=r"no structure.*'conv\.weight'.*register_structure_hooks"):
-        load_pruned(path, dense(1))
-
-
-def change(path):
-    def apply(structure, value):
-        *parents, last = path
-        for key in parents:
-            structure = structure[key]
-        structure[last] = value
-
-    return apply
-
-
-WEIGHT = ("tensors", "conv.weight")
-TAMPERED = {
-    "newer version": (change(("version",)), 2, "version 2.*up to 1.*Upgrade"),
-    "no version": (change(("version",)), "1", "without a version"),
-    "no tensors": (change(("tensors",)), None, "without a mapping 'tensors'"),
-    "caches": (change(("caches",)), ["a"], "caches"),
-    "cache": (change(("caches",)), {"conv.weight": "else"}, "caches"),
-    "no integers": (change(("integers",)), [], "without a mapping 'integers'"),
-    "entry": (change(WEIGHT), 3, r"no shape and kept indices for tensor 'conv\.weight'"),
-    "shape": (change((*WEIGHT, "shape")), [6, 2.0, 3, 3], r"shape \[6, 2\.0, 3, 3\]"),
-    "other shape": (change((*WEIGHT, "shape")), [7, 2, 3, 3], r"another model.*'conv\.weight' is \[7, 2, 3, 3\]"),
-    "axis": (change((*WEIGHT, "kept", "4")), torch.tensor([0]), "axis '4'"),
-    "axis name": (change((*WEIGHT, "kept", 0)), torch.tensor([0]), "axis 0"),
-    "index beyond": (change((*WEIGHT, "kept", "0")), torch.tensor([0, 6]), r"axis 0.*\[0, 6\)"),
-    "index repeated": (change((*WEIGHT, "kept", "0")), torch.tensor([0, 0, 1, 2]), "not ascending"),
-    "index empty": (change((*WEIGHT, "kept", "0")), torch.tensor([], dtype=torch.long), "not ascending"),
-    "index type": (change((*WEIGHT, "kept", "0")), torch.tensor([0.0]), "not ascending"),
-    "index count": (change((*WEIGHT, "kept", "0")), torch.tensor([0, 1]), r"\[4, 2, 3, 3\] for tensor 'conv\.weight'"),
-    "integer": (change(("integers", "conv", "out_channels")), {"full": 6, "kept": "4"}, "whole numbers"),
-    "integer missing": (change(("integers", "conv")), 4, "Got integers 4"),
-    "other integer": (
-        change(("integers", "conv", "out_channels")),
-        {"full": 9, "kept": 4},
-        r"out_channels = 9.*it is 6",
-    ),
-    "unknown integer": (change(("integers", "conv", "forward")), {"full": 9, "kept": 4}, r"conv\.forward = 9"),
-    "unknown module": (change(("integers", "stem")), {"width": {"full": 9, "kept": 4}}, r"stem\.width = 9"),
-    "unknown tensor": (change(("tensors", "stem.weight")), {"shape": [2], "kept": {}}, r"'stem\.weight'.*missing"),
-}
-
-
-@pytest.mark.parametrize(("apply", "value", "message"), TAMPERED.values(), ids=TAMPERED.keys())
-@pytest.mark.parametrize("make", [lambda: dense(1), lambda: dynamic(1, None)[0]], ids=["dense", "dynamic"])
-def test_a_tampered_structure_is_named_and_the_model_is_as_it_was(apply, value, message, make, tmp_path):
-    model, path = compacted(), tmp_path / "last.ckpt"
-    structure = copy.deepcopy(structure_of(model))
-    apply(structure, value)
-    torch.save({"state_dict": dict(model.state_dict()), KEY: structure}, path)
-    target = make()
-    before, kinds = copy.deepcopy(target.state_dict()), [type(module) for module in target.modules()]
-    with pytest.raises(CheckpointError, match=f"(?s){message}"):
-        load_pruned(path, target)
-    assert [type(module) for module in target.modules()] == kinds
-    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
-    assert target.conv.out_channels == 6
-
-
-def test_well_formed_structures_pass():
-    structure = structure_of(compacted())
-    assert check_structure(structure) is structure
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        pytest.param(lambda s: s.pop("out.bias"), r"'out\.bias' is in the model but not in the file", id="missing"),
-        pytest.param(lambda s: s.update(stem=torch.zeros(1)), "'stem' is in the file but not in the model", id="extra"),
-        pytest.param(lambda s: s.update({"out.bias": torch.zeros(9)}), r"\[9\] for tensor 'out\.bias'", id="shape"),
-    ],
-)
-@pytest.mark.parametrize("through", ["load_pruned", "load_state_dict"])
-def test_tensors_of_another_model_are_named_and_the_model_is_as_it_was(edit, message, through, tmp_path):
-    state = compacted().state_dict()
-    edit(state)
-    target = dense(1)
-    before = copy.deepcopy(target.state_dict())
-    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match=message):
-        load_pruned(tmp_path / "last.ckpt", target) if through == "load_pruned" else target.load_state_dict(state)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
-    assert target.conv.out_channels == 6
-
-
-def test_a_checkpoint_of_another_class_is_named(tmp_path):
-    path = saved(compacted(), tmp_path / "last.ckpt")
-    with pytest.raises(
-        CheckpointError, match=r"another model.*'conv\.weight' is \[6, 2, 3, 3\] when dense; here it is \[5"
-    ):
-        load_pruned(path, Strange)
 
 
 # reshape_

@@ -20,8 +20,8 @@ from lightning_prune.mutator.overrides import Override, parse_overrides
 from lightning_prune.ops import dynamic_ops
 from lightning_prune.plan import UnitLimits
 from lightning_prune.targets import make_plan, reachable_range
+from tests.chain_cost import ChainCost
 from tests.lit import QUIET, LitNet, loader, pruning, trainer
-from tests.test_targets import ChainCost
 
 pytestmark = QUIET
 

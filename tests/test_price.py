@@ -18,9 +18,9 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.plan import KeepPlan
 from lightning_prune.targets import make_plan
 from lightning_prune.targets.price import marginal_costs, per_cost_scores
+from tests.chain_cost import ChainCost, problems
 from tests.lit import QUIET, LitNet, loader, pruning, trainer
 from tests.test_resume import assert_same, run
-from tests.test_targets import ChainCost, problems
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*Found keys that are not in the model state dict.*")]
 
