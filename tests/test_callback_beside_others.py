@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, Model
 from torch import Tensor
 
 from lightning_prune import PruningCallback, load_pruned
+from lightning_prune.errors import ConfigError
 from lightning_prune.ops import dynamic_ops
 from tests.lit import QUIET, LitNet, Record, loader, pruning, trainer, widths
 
@@ -34,6 +35,32 @@ def test_early_stopping_waits_for_the_schedule_and_starts_again_after_it() -> No
     assert fit.current_epoch == 6  # the last firing is at epoch 4: its loss is the best, epoch 5 is worse
     assert not dynamic_ops(model)
     assert fit.callback_metrics["pruning/macs"] <= 0.5
+
+
+class Late(LitNet):
+    """Its validation loss is bad right after the last firing at epoch 4, and comes back later."""
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("late", (0.0, 1.0, 2.0, 3.0, 4.0, 9.0, 3.0, 2.0, 5.0, 6.0)[self.current_epoch])
+
+
+def test_early_stopping_counts_no_epoch_of_the_grace() -> None:
+    ends = {}
+    for grace_epochs in (0, 2):
+        stop = EarlyStopping("late", patience=1)
+        callback = pruning(schedule={"kind": "linear", "begin": 1, "end": 5}, grace_epochs=grace_epochs)
+        fit = trainer(callback, stop, max_epochs=10)
+        fit.fit(Late(), loader(), loader())
+        ends[grace_epochs] = fit.current_epoch
+    assert ends == {0: 6, 2: 9}
+
+
+def test_a_grace_in_epochs_wants_a_schedule_in_epochs() -> None:
+    callback = pruning(schedule={"kind": "linear", "begin": 0.0, "end": 0.5}, grace_epochs=1)
+    with pytest.raises(ConfigError, match=r"grace_epochs=1 with a schedule that counts steps.*max_epochs"):
+        trainer(callback, max_epochs=-1, max_steps=6).fit(LitNet(), loader())
+    with pytest.raises(ConfigError, match="Got grace_epochs=-1 for PruningCallback"):
+        pruning(grace_epochs=-1)
 
 
 def test_the_best_checkpoint_is_one_of_the_pruned_model(tmp_path: Path) -> None:

@@ -221,6 +221,26 @@ def test_recovery_in_yaml(tmp_path: Path) -> None:
     assert part.batches == 3
 
 
+def mean_square(student, teacher, batch):  # type: ignore[no-untyped-def]  # as most people write
+    return (student - teacher).square().mean()
+
+
+def squared(share):  # type: ignore[no-untyped-def]
+    return share**2
+
+
+def test_functions_of_recovery_in_yaml(tmp_path: Path) -> None:
+    entries = [
+        {"class_path": "Distillation", "init_args": {"loss": f"{__name__}.mean_square"}},
+        {"class_path": "GroupLasso", "init_args": {"schedule": f"{__name__}.squared"}},
+        {"class_path": "BNScaleL1", "init_args": {"schedule": "linear"}},
+    ]
+    distillation, lasso, scales = map(vars, parsed(tmp_path, recovery=entries)._recovery.recovery)
+    assert distillation["loss"].__name__ == "mean_square"
+    assert lasso["schedule"].__name__ == "squared"
+    assert scales["schedule"] == "linear"
+
+
 def test_a_mutator_in_yaml(tmp_path: Path) -> None:
     given = {
         "class_path": "lightning_prune.ChannelMutator",

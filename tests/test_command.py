@@ -152,6 +152,8 @@ def test_a_wrong_call_is_code_2(words: list[str], capsys: pytest.CaptureFixture[
         pytest.param(["inspect", NET, "--input=2,x"], "expected shapes such as 2x3x224x224", id="input"),
         pytest.param(["prune", NET, "0.5", "-o=x.ckpt", "--importance=taylor"], "watch training", id="importance"),
         pytest.param(["prune", NET, "{macs: 0.0001}", "-o=x.ckpt", *INPUT], "macs", id="target"),
+        pytest.param(["prune", NET, "0.5", "-o=x.ckpt", "--divisor=0", *INPUT], "Got divisor=0", id="divisor"),
+        pytest.param(["inspect", NET, "--min_ratio=2", *INPUT], "min_ratio=2.0; expected", id="floor"),
     ],
 )
 def test_what_cannot_be_done_is_code_1(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +161,12 @@ def test_what_cannot_be_done_is_code_1(words: list[str], message: str, capsys: p
     error = capsys.readouterr().err
     assert error.startswith(f"lightning-prune {words[0]}: ")
     assert message in error
+
+
+def test_a_zoo_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert main(["inspect", "timm:resnet18"]) == 1
+    assert "pip install timm" in capsys.readouterr().err
 
 
 class Unpicklable(Net):

@@ -164,6 +164,22 @@ def test_a_part_that_training_step_calls() -> None:
     assert len(seen) == 3
 
 
+class BehindPruned(LitNet):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return F.cross_entropy(self.head(self.features(batch[0])), batch[1])
+
+
+def test_a_part_that_reads_pruned_channels_has_no_dense_teacher() -> None:
+    with pytest.raises(ConfigError, match=r"a teacher that cannot answer what 'head' is called with.*It is dense"):
+        trainer(pruning(recovery=[Distillation(layer="head")])).fit(BehindPruned(), loader())
+
+
+def test_a_teacher_with_objects_says_what_to_do(tmp_path: Path) -> None:
+    torch.save({"state_dict": LitNet().state_dict(), "hyper_parameters": {"path": tmp_path}}, tmp_path / "own.ckpt")
+    with pytest.raises(CheckpointError, match=r"Python objects, hyperparameters.*Distillation\(teacher=module\)"):
+        trainer(pruning(recovery=[Distillation(teacher=str(tmp_path / "own.ckpt"))])).fit(LitNet(), loader())
+
+
 class Tuples(LitNet):
     def forward(self, x: Tensor) -> Any:
         return (super().forward(x),)

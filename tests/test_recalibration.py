@@ -178,6 +178,18 @@ def test_a_model_without_batch_norm_is_told_so_once(monkeypatch: pytest.MonkeyPa
     assert [text for text in said if "no batch norm" in text] == said[:1]
 
 
+class TwoLoaders(LitNet):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return super().training_step(batch["first"], index)
+
+
+def test_batches_that_forward_cannot_take_are_told() -> None:
+    model, loaders = TwoLoaders(), {"first": loader(), "second": loader()}
+    callback = pruning(recovery=[Recalibration()], example_input=torch.zeros(2, 3, 6, 6))
+    with pytest.raises(ConfigError, match=r"not what TwoLoaders\.forward takes.*recalibrate_ with a function"):
+        trainer(callback).fit(model, loaders)
+
+
 @pytest.mark.parametrize("batches", [0, -1, 1.5, True, "4"])
 def test_a_number_of_batches_that_is_none(batches: Any) -> None:
     with pytest.raises(ConfigError, match=rf"batches={batches!r} for Recalibration"):

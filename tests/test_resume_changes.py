@@ -200,6 +200,14 @@ def test_a_half_written_file_is_refused_and_the_one_before_works(
     assert_same(whole, run(tmp_path / "b", ckpt=files / "epoch=1.ckpt", model=model))
 
 
+def test_a_file_with_hyperparameters_of_ones_own_says_so(files: Path, tmp_path: Path) -> None:
+    whole = torch.load(files / "epoch=2.ckpt", weights_only=True)
+    torch.save({**whole, "hyper_parameters": {"path": tmp_path}}, tmp_path / "own.ckpt")
+    match = r"Path in its entry 'hyper_parameters'.*fit\(\.\.\., weights_only=False\)"
+    with pytest.raises(CheckpointError, match=match):
+        run(tmp_path / "a", ckpt=tmp_path / "own.ckpt")
+
+
 def test_an_error_in_the_background_is_raised_when_the_fit_ends(tmp_path: Path) -> None:
     class Full(TorchCheckpointIO):
         def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError
@@ -81,3 +82,13 @@ def test_weights_begin_again_after_each_firing(compact: str) -> None:
 def test_arguments_that_do_not_fit(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"Got {next(iter(given))}="):
         Rewind(**given)
+
+
+@pytest.mark.parametrize("model", [LitNet, Cosine])
+def test_rates_of_averaging_stay(model: type[LitNet]) -> None:
+    torch.manual_seed(0)
+    notes, schedule = Notes(), {"kind": "linear", "begin": 1, "end": 5}
+    averaging = StochasticWeightAveraging(swa_lrs=0.02, swa_epoch_start=3, annealing_epochs=1)
+    trainer(pruning(recovery=[Rewind("lr")], schedule=schedule), averaging, notes, max_epochs=7).fit(model(), loader())
+    assert notes.rates[:3] == [notes.rates[0]] * 3  # rewound at epochs 1 and 2
+    assert notes.rates[-1] == pytest.approx(0.02)

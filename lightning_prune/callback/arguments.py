@@ -15,9 +15,11 @@ from lightning_prune.targets.parse import COST_KEYS, LATENCY_KEYS
 
 __all__ = [
     "AUTO",
+    "COMPACT",
     "check_own_mutator",
     "checked_divisor",
     "checked_globs",
+    "checked_grace",
     "checked_name",
     "checked_price",
     "checked_ratio",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
+COMPACT = ("end", "each", "never")
 
 
 def checked_name(argument: str, value: Any, valid: Iterable[str]) -> str:
@@ -93,6 +96,17 @@ def checked_ratio(value: Any) -> float:
             f"Got min_ratio={value!r} for PruningCallback; expected what at least remains of a unit, in [0, 1]."
         )
     return float(value)
+
+
+def checked_grace(value: Any) -> int:
+    """Return a number of epochs.
+
+    Raises:
+        ConfigError: It is no whole number of at least 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"Got grace_epochs={value!r} for PruningCallback; expected a whole number of at least 0.")
+    return value
 
 
 def checked_globs(value: str | Sequence[str]) -> tuple[str, ...]:

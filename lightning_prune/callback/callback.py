@@ -20,7 +20,7 @@ from lightning_prune.callback.convert import Conversion
 from lightning_prune.callback.example import find_root, nothing_to_prune, raise_with_hint
 from lightning_prune.callback.figure import log_figure
 from lightning_prune.callback.files import explain_bad_files
-from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_
+from lightning_prune.callback.monitors import hold_until, refresh_summary, reset_monitors_, spare_
 from lightning_prune.callback.planner import Planner
 from lightning_prune.callback.ranks import agree, check_strategy, from_rank_zero, is_sharding, mean_over_ranks
 from lightning_prune.callback.recover import RecoveryCallback
@@ -45,8 +45,6 @@ from lightning_prune.schedule import ResolvedSchedule, Schedule, resolve_schedul
 from lightning_prune.targets.steps import SCOPES
 
 __all__ = ["PruningCallback"]
-
-COMPACT = ("end", "each", "never")
 
 
 class PruningCallback(Callback):
@@ -90,6 +88,7 @@ class PruningCallback(Callback):
         verbose: Whether rank 0 prints a table of the units at the end, a line at each firing, and bars while it waits.
         reset_monitors: Whether `ModelCheckpoint` and `EarlyStopping` forget their best score when the structure
             changes, so that a bigger model does not win over the pruned one.
+        grace_epochs: So many epochs, beginning with that of the last firing, are not counted by `EarlyStopping`.
         regrow: Whether a removed channel may come back at a later firing, when others have become worse. If not,
             channels are scored, and units normalised, over those that remain only.
         per_cost: Rank channels of different units by their score per what one of them costs in the structure of the
@@ -125,6 +124,7 @@ class PruningCallback(Callback):
         mutator: ChannelMutator | None = None,
         verbose: bool = True,
         reset_monitors: bool = True,
+        grace_epochs: int = 0,
         regrow: bool = True,
         per_cost: str | None = arguments.AUTO,
         latency: LatencySettings | dict[str, Any] | None = None,
@@ -140,12 +140,12 @@ class PruningCallback(Callback):
         self.ignore = arguments.checked_globs(ignore)
         self.divisor = arguments.checked_divisor(divisor)
         self.min_ratio = arguments.checked_ratio(min_ratio)
-        self.compact = arguments.checked_name("compact", compact, COMPACT)
+        self.compact = arguments.checked_name("compact", compact, arguments.COMPACT)
         self.example_input = example_input
         self.submodule = submodule
         self.mutator = self._own_mutator = mutator
-        self.verbose = verbose
-        self.reset_monitors = reset_monitors
+        self.verbose, self.reset_monitors = verbose, reset_monitors
+        self.grace_epochs = arguments.checked_grace(grace_epochs)
         self.regrow = regrow
         self.per_cost = arguments.checked_price(per_cost, self.importance, self.target)
         self._timing = Timing(None if latency is None else resolve_latency(latency), self.target, self.per_cost)
@@ -153,8 +153,8 @@ class PruningCallback(Callback):
         arguments.check_own_mutator(
             mutator, ignore=self.ignore or None, overrides=self.overrides or None, example_input=example_input
         )
-        limits = (self.divisor, self.min_ratio)
-        self._planner = Planner(self.target, self.scope, *limits, self.regrow, self.per_cost, self._timing)
+        shape = (self.target, self.scope, self.divisor, self.min_ratio)
+        self._planner = Planner(*shape, regrow, self.per_cost, self._timing)
         self._recovery = RecoveryCallback(recovery or ())
         self._reporting = ReportCallback(report)
         self._resolved: ResolvedSchedule | None = None
@@ -240,13 +240,14 @@ class PruningCallback(Callback):
         if self._timing.is_needed and dynamic_ops(pl_module):
             self._prepare_timing(trainer)
             self._check_reachable()
-        hold_until(trainer, self._schedule)
+        hold_until(trainer, self._schedule, self.grace_epochs)
         self._conversion.settle()
 
     # During training
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the epoch: its checkpoint then pairs the structure with the metric of the same structure."""
+        spare_(trainer, self._schedule, self.grace_epochs)
         self._recovery.begin_epoch(trainer, pl_module)
         self._compact_if_done(trainer, pl_module)
         if self._schedule.unit == "epoch":
@@ -390,8 +391,8 @@ class PruningCallback(Callback):
         go_on_(self, state_dict)
 
     def _arguments(self) -> dict[str, Any]:
-        lasting = {name: getattr(self, name) for name in LASTING}
-        return plain_arguments(self.target, recovery=list(self._recovery.recovery), **lasting)
+        others = {"recovery": list(self._recovery.recovery), **{name: getattr(self, name) for name in LASTING}}
+        return plain_arguments(self.target, **others)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the structure under a key of its own, for `load_pruned`: it does not read states of callbacks."""

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_prune.callback.example import forward_input
+from lightning_prune.errors import ConfigError
 
 __all__ = ["forward_on", "own_batches"]
 
@@ -83,8 +84,16 @@ def forward_on(trainer: Trainer, pl_module: LightningModule, batch: Any) -> Any:
     """Run the module on what its `forward` takes of a batch, in the precision of the training.
 
     Raises:
-        ConfigError: The batch has too few items, or a required entry is missing.
+        ConfigError: The batch has too few items, a required entry is missing, or `forward` cannot take what is there.
     """
     given = forward_input(pl_module.forward, batch)
-    with trainer.precision_plugin.forward_context():
-        return pl_module(**given) if isinstance(given, Mapping) else pl_module(*given)
+    try:
+        with trainer.precision_plugin.forward_context():
+            return pl_module(**given) if isinstance(given, Mapping) else pl_module(*given)
+    except (TypeError, AttributeError) as error:
+        said = str(error).split("\n", 1)[0]
+        raise ConfigError(
+            f"Got a training batch whose first items are not what {type(pl_module).__name__}.forward takes: {said}. A "
+            "recovery object runs forward on them. Let batches begin with what it takes, or have it by name; or write "
+            "a Recovery that calls lightning_prune.recovery.recalibrate_ with a function of yours."
+        ) from error

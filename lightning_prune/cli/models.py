@@ -47,6 +47,10 @@ def make(path: str, arguments: Mapping[str, Any] | None = None) -> Any:
     kind, _, name = path.partition(":")
     try:
         return ZOOS[kind](name, given) if kind in ZOOS else _imported(path, given)
+    except ModuleNotFoundError as error:
+        if kind not in ZOOS:
+            raise
+        raise ImportError(f"Got {path!r}, and no package {error.name}: pip install {error.name}") from error
     except (ImportError, ConfigError):
         raise
     except Exception as error:  # of somebody else's class

@@ -151,8 +151,13 @@ def limits_of(unit: MutableChannelUnit, divisor: int, min_ratio: float, override
         override: What holds for this unit instead.
 
     Raises:
-        ConfigError: The override leaves no count that the unit can have.
+        ConfigError: `divisor` or `min_ratio` is out of its range; the override leaves no count that the unit can have.
     """
+    if divisor < 1 or not 0 <= min_ratio <= 1:
+        raise ConfigError(
+            f"Got divisor={divisor!r} and min_ratio={min_ratio!r}; expected a whole number of at least 1, and what at "
+            "least remains of a unit, in [0, 1]."
+        )
     size = unit.num_channels
     if not unit.is_mutable:
         count = unit.activated_channels

@@ -19,7 +19,7 @@ from lightning_prune.recovery.base import Recovery, Run
 
 __all__ = ["Distillation", "distillation_loss"]
 
-Loss = Callable[[Any, Any, Any], Tensor]
+Loss = Callable[..., Any]  # a command line takes functions without annotations only so
 """``(student_output, teacher_output, batch) -> scalar``."""
 
 
@@ -65,8 +65,8 @@ class Distillation(Recovery):
         dim: Axis of the classes in the logits; 1 for images of them.
 
     Raises:
-        ConfigError: An argument outside its range. In `fit`: manual optimization, a compiled module, or a
-            `training_step` that does not call `forward`.
+        ConfigError: An argument outside its range. In `fit`: manual optimization, a compiled module, a
+            `training_step` that does not call `forward`, or a teacher that cannot take what the student does.
         CheckpointError: The checkpoint of the teacher does not fit.
 
     Source: Hinton et al., arXiv:1503.02531; with pruning, Liu et al., "Group Fisher Pruning", 2021, arXiv:2108.00708.
@@ -174,9 +174,21 @@ class Distillation(Recovery):
         """Let the teacher answer what the student has just answered."""
         self._depth -= 1
         if self._depth == 0 and torch.is_grad_enabled() and module.training:
-            assert self.teacher is not None, "begin comes first"
             with torch.no_grad():
-                self._calls.append((output, _layer_of(self.teacher, self.layer)(*args, **kwargs)))
+                self._calls.append((output, self._taught(*args, **kwargs)))
+
+    def _taught(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the teacher answers."""
+        assert self.teacher is not None, "begin comes first"
+        try:
+            return _layer_of(self.teacher, self.layer)(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ConfigError(
+                f"Got a teacher that cannot answer what {self.layer or 'forward'!r} is called with: {error}. It is "
+                "dense: a layer= for it gets what no pruned layer has made smaller, such as the input of the model."
+            ) from error
 
     def before_backward(self, run: Run, loss: Tensor) -> None:
         """Mix the losses.
@@ -199,7 +211,8 @@ class Distillation(Recovery):
 
     def _loss(self, student: Any, teacher: Any) -> Tensor:
         if self.loss is not None:
-            return self.loss(student, teacher, self._batch)
+            given: Tensor = self.loss(student, teacher, self._batch)
+            return given
         return distillation_loss(_logits_of(student), _logits_of(teacher), self.temperature, self.dim)
 
     def end_batch(self, run: Run) -> None:
@@ -256,7 +269,12 @@ def _read(path: str) -> Mapping[str, Any]:
     """Return the state dict of a checkpoint; nothing in it is executed."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"Got teacher={path!r}, which is damaged or holds Python objects, hyperparameters for example; expected "
+            "tensors and plain data. Save its state_dict(), or load it yourself and give Distillation(teacher=module)."
+        ) from error
+    except (OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"Got teacher={path!r}, which cannot be read: {error}") from error
     state: Mapping[str, Any] = found.get("state_dict", found) if isinstance(found, dict) else {}
     return state

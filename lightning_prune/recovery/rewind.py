@@ -20,7 +20,8 @@ class Rewind(Recovery):
     """After each firing, set learning rates, or weights, back to what they were at the start of epoch `epoch`.
 
     "lr" is a warm restart: every LR scheduler of the Trainer gets the state that it had, and every parameter group its
-    learning rate; weights go on. "weights" is for research on lottery tickets: parameters and buffers of what remains
+    learning rate; weights go on. Once `StochasticWeightAveraging` has put a scheduler of its own in place, rates are
+    its own too, and stay. "weights" is for research on lottery tickets: parameters and buffers of what remains
     get their earlier values, and the state of the optimizers is emptied. The earlier values are kept in the memory of
     the host, and in checkpoints.
 
@@ -72,9 +73,10 @@ class Rewind(Recovery):
 
 def _rates(run: Run) -> dict[str, Any]:
     """Return the state of all schedulers, and the learning rates of all groups."""
+    kinds = [type(config.scheduler).__name__ for config in run.trainer.lr_scheduler_configs]
     schedulers = [copy.deepcopy(config.scheduler.state_dict()) for config in run.trainer.lr_scheduler_configs]
     rates = [[_plain(group["lr"]) for group in optimizer.param_groups] for optimizer in run.trainer.optimizers]
-    return {"schedulers": schedulers, "rates": rates}
+    return {"kinds": kinds, "schedulers": schedulers, "rates": rates}
 
 
 def _plain(rate: Any) -> Any:
@@ -82,6 +84,8 @@ def _plain(rate: Any) -> Any:
 
 
 def _set_rates_(run: Run, kept: dict[str, Any]) -> None:
+    if [type(config.scheduler).__name__ for config in run.trainer.lr_scheduler_configs] != kept["kinds"]:
+        return  # averaging of weights has begun, with a scheduler of its own
     for config, state in zip(run.trainer.lr_scheduler_configs, kept["schedulers"], strict=True):
         config.scheduler.load_state_dict(copy.deepcopy(state))
     for optimizer, rates in zip(run.trainer.optimizers, kept["rates"], strict=True):

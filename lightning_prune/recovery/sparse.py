@@ -15,7 +15,7 @@ from lightning_prune.recovery.penalty import Group, add_, at, checked_strength, 
 
 __all__ = ["BNScaleL1", "GroupLasso", "GroupNormSparsity", "GrowingRegularization"]
 
-Strength = str | Callable[[float], float]
+Strength = Callable[[float], float] | str  # the path of a function in YAML is a name too
 """Share of the way to the last firing, in [0, 1] -> factor of the strength; or "constant", or "linear" from 0 to 1."""
 
 
