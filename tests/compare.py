@@ -54,6 +54,7 @@ def scattered(units: Sequence[MutableChannelUnit], seed: int = 0) -> KeepPlan:
     for unit in units:
         size = unit.num_channels
         count = int(torch.randint(min(2, size - 1), size, (), generator=generator))
+        count = max(count // unit.divisor, 1) * unit.divisor
         kept[unit.name] = tuple(sorted(torch.randperm(size, generator=generator)[:count].tolist()))
     return KeepPlan(kept)
 

@@ -33,6 +33,13 @@ CONTRACTION = {
     "addr": case(torch.addr, (1, 6), (4,), (6,)),
     "_addmm_activation": product(A._addmm_activation, (7,), (5, 6), (6, 7)),
     "_int_mm": product(lambda a, b: A._int_mm(a.to(torch.int8), b.to(torch.int8)), (32, 8), (8, 16)),
+    "_grouped_mm": product(
+        lambda a, b: F.grouped_mm(a.round().float(), b.round().float(), offs=torch.tensor([2, 5, 7]).int()),
+        (7, 16),
+        (3, 16, 12),
+        frozen="0.0 1.0",
+        literal=True,
+    ),
     "sparse mm": product(
         lambda a, b: torch.sparse.mm(a.detach().to_sparse(), b), torch.eye(5).double(), (5, 7), frozen="0.0 0.1 1.0"
     ),
@@ -64,6 +71,13 @@ CONTRACTION = {
         (2, 12, 5, 6),
         (2, 4, 7, 6),
         (2, 4, 7, 3),
+        frozen="0.2 1.2 2.2",
+    ),
+    "attention, one key for all": product(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True),
+        (2, 12, 5, 6),
+        (2, 1, 7, 6),
+        (2, 1, 7, 3),
         frozen="0.2 1.2 2.2",
     ),
     "_scaled_dot_product_flash_attention_for_cpu": product(

@@ -167,3 +167,50 @@ def test_only_integers_that_the_code_mentions_are_tried(monkeypatch: pytest.Monk
         _, mutator, _ = prepared(nn.Sequential(nn.Linear(5, 5), Halves(**others)), 4, 5)
         found.append((len(runs), [(u.axis, u.num_channels) for u in mutator.units]))
     assert found[0] == found[1]
+
+
+class OneKey(nn.Module):
+    """Query heads and one key and value in one layer, taken apart by constant indices."""
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = heads, head_dim
+        self.fused, self.leave = nn.Linear(24, (heads + 2) * head_dim), nn.Linear(heads * head_dim, 3)
+        self.enter = nn.Linear(5, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fused = self.fused(self.enter(x)).view(*x.shape[:2], self.num_heads + 2, self.head_dim).transpose(1, 2)
+        query, key, value = fused[:, :-2], fused[:, [-2]], fused[:, [-1]]
+        made = nn.functional.scaled_dot_product_attention(query, key, value, scale=0.3)
+        y: Tensor = self.leave(made.transpose(1, 2).reshape(*x.shape[:2], self.num_heads * self.head_dim))
+        return y
+
+
+def test_queries_of_one_key_lose_heads() -> None:
+    model, mutator, x = prepared(OneKey(6, 4), 2, 7, 5)
+    assert [(u.axis, u.num_channels) for u in mutator.units] == [("head_dim", 4), ("heads", 6), ("channels", 24)]
+    assert_cut_as_certified(model, mutator, x)
+
+
+class Positions(nn.Module):
+    """Takes one channel, to see how many rows there are; may use it."""
+
+    def __init__(self, uses: str) -> None:
+        super().__init__()
+        self.enter, self.leave, self.table = nn.Linear(5, 12), nn.Linear(12, 2), nn.Parameter(torch.randn(9, 12))
+        self.uses = uses
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.enter(x)
+        one = x[:, :, -1]
+        y: Tensor = self.leave(x + self.table[: one.shape[1]])
+        if self.uses == "value":
+            return y + one.unsqueeze(-1)
+        return (y, one) if self.uses == "output" else y
+
+
+@pytest.mark.parametrize(("uses", "units"), [("rows", [12]), ("value", []), ("output", [])])
+def test_a_channel_that_is_taken_and_not_read_freezes_nothing(uses: str, units: list[int]) -> None:
+    model, mutator, x = prepared(Positions(uses), 2, 7, 5)
+    assert [u.num_channels for u in mutator.units] == units
+    assert_cut_as_certified(model, mutator, x)

@@ -102,7 +102,7 @@ class Traced:
         labelled += [a for axes in self.out_axes for a in axes if is_labelled(a)]
         for _ in range(200):
             alive = self.closure.alive(free & (rng.random(len(free)) < 0.4))
-            if not alive.all() and all(alive[a].sum() > 1 for a in labelled):
+            if not alive.all() and all(alive[a].sum() > (len(a) > 1) for a in labelled):
                 return np.asarray(alive)
         return np.ones(self.space.size, np.bool_)
 

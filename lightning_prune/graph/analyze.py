@@ -17,6 +17,7 @@ from lightning_prune.graph.call import Rule, tensors_in
 from lightning_prune.graph.certify import Mismatch, run_lockstep
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.closure import BoolArray
+from lightning_prune.graph.decisions import note_choices
 from lightning_prune.graph.frozen import find_frozen
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.partition import price
@@ -26,6 +27,8 @@ from lightning_prune.graph.sandbox import Sandbox
 from lightning_prune.graph.trace import DenseTrace, trace_model
 
 __all__ = ["analyze", "certify_kept", "certify_rebuilt"]
+
+_GOES_BACK = "goes back into the model alone: it shrinks too"
 
 
 @contextmanager
@@ -96,7 +99,7 @@ def analyze(
         units.owner,
         units.channel,
         trace.sandbox.caches,
-        (*trace.notes, *(f"`{name}` goes back into the model alone: it shrinks too" for name in trace.sandbox.states)),
+        (*trace.notes, *note_choices(trace.events.values()), *(f"`{n}` {_GOES_BACK}" for n in trace.sandbox.states)),
         trace.unknown,
     )
     return graph, trace

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lightning_prune.graph.labels import ANY, FIXED, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, follow, mark_written, written_dims
@@ -205,7 +206,17 @@ class Call:
     def hold_if_read(self, out: Tensor, tensor: Tensor, dim: int, why: str) -> None:
         """Demand that an axis keeps its size as soon as an op reads a result, or the model returns it."""
         self.pin_unlabelled(tensor, dim)
-        setattr(out, _IF_READ, (self.axes(tensor)[dim], f"{why} in {self.where()}"))
+        self.freeze_if_read(out, self.axes(tensor)[dim], why)
+
+    def freeze_if_read(self, out: Tensor, axis: Axis, why: str) -> None:
+        """Forbid removal along an axis as soon as an op reads a result, or the model returns it.
+
+        Real values may be read without an op: on real tensors it is forbidden at once.
+        """
+        if isinstance(out, FakeTensor):
+            setattr(out, _IF_READ, (axis, f"{why} in {self.where()}"))
+        else:
+            self.freeze(axis, why)
 
     def sized(self, tensor: Tensor, *dims: int) -> list[tuple[int, Axis]]:
         """Return `(size, axis)` of the given axes of a tensor, all of them when none is given."""

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lightning_prune.graph.call import Call, tensors_in
+from lightning_prune.graph.call import tensors_in
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray
-from lightning_prune.graph.labels import FIXED, Axis, IntArray, LabelSpace, is_labelled
+from lightning_prune.graph.decisions import Decisions
+from lightning_prune.graph.kept import KeptCall
+from lightning_prune.graph.labels import FIXED, Axis, IntArray, is_labelled
 from lightning_prune.graph.pruned import pruned_integers, pruned_tensors
 from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry
@@ -64,27 +66,6 @@ class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with
         self.is_size = True
 
 
-class _KeptCall(Call):
-    """An op that takes indices, seen on the raw labels of the living channels."""
-
-    def __init__(self, name: str, args: Mapping[str, Any], out: Any, axes: Mapping[int, list[Axis]]) -> None:
-        super().__init__(name, args, out, LabelSpace(), {})
-        self._kept = axes
-        self.results: dict[int, list[Axis]] = {}
-
-    def axes(self, tensor: Tensor) -> list[Axis]:
-        return list(self._kept.get(id(tensor), [FIXED] * tensor.dim()))
-
-    def put(self, tensor: Tensor, axes: Sequence[Axis]) -> None:
-        self.results[id(tensor)] = list(axes)
-
-    def bind(self, a: Axis, b: Axis) -> Axis:
-        return a if is_labelled(a) else b
-
-    def freeze(self, axis: Axis, why: str = "") -> None:
-        """Nothing to learn: the dense trace froze it."""
-
-
 class Lockstep(Walk):
     """Compare every op with the dense log.
 
@@ -115,6 +96,7 @@ class Lockstep(Walk):
         self._living: dict[int, int] = {}
         self._rescued = -1
         self._scales = Scales(events)
+        self._decisions = Decisions(lambda axis, size: self.expected(axis, size) != size)
         self._given = scales
         self.scaled: dict[int, Any] = {}  # step -> scalars that may differ from the dense ones
 
@@ -138,6 +120,8 @@ class Lockstep(Walk):
         if self._rescued == self.count:
             return out
         event = self._event(name, inputs)
+        if self.results is None:
+            out = self._decisions.follow(event, self.count, out)
         found = self._compare_scalars(event, args)
         if found is None:
             found = self._compare_sizes(event, args, out)
@@ -266,7 +250,7 @@ class Lockstep(Walk):
         if uncut and event.entry.taken(args) == event.sizes:
             return None
         kept = {id(t): [self._kept(a) for a in axes] for t, axes in zip(tensors_in(args), event.in_axes, strict=True)}
-        call = _KeptCall(event.name, args, out, kept)
+        call = KeptCall(event.name, args, out, kept)
         event.entry.apply(call)
         for tensor, axes in zip(call.outputs, event.out_axes, strict=True):
             for axis, result in zip(axes, call.results[id(tensor)], strict=True):

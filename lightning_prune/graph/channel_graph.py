@@ -55,6 +55,7 @@ class UnitSpec:
         classes: Int64 `[C]`, class of each channel in the closure.
         renormalizing: A mean, variance or norm runs over its channels, so that removing is not zeroing.
         rescaling: The scale of an attention derives from its length.
+        divisor: Kept counts are multiples of it: a kernel takes no others.
     """
 
     name: str
@@ -65,6 +66,7 @@ class UnitSpec:
     classes: IntArray
     renormalizing: bool = False
     rescaling: bool = False
+    divisor: int = 1
 
     def layers(self, *, output: bool) -> list[Place]:
         """Return one place per layer and axis: the layers that make (or read) the channels, in model order."""

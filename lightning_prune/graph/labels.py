@@ -55,6 +55,7 @@ class LabelSpace:
             "groups", and "rescaled" (the scale of attention derives from its length).
         renormalized: Labels that a mean, variance, norm or plain sum runs over, or a sum of products of activations
             that are not zero where channels are removed.
+        steps: `(axis, n)`: how much of the axis is kept is a multiple of n.
     """
 
     size: int = 0
@@ -63,6 +64,7 @@ class LabelSpace:
     products: list[Product] = field(default_factory=list)
     marks: dict[str, list[IntArray]] = field(default_factory=dict)
     renormalized: list[IntArray] = field(default_factory=list)
+    steps: list[tuple[IntArray, int]] = field(default_factory=list)
     _stay: set[int] = field(default_factory=set)  # ids of frozen axes, which `frozen` keeps alive
     _splits: dict[tuple[bytes, tuple[int, ...]], tuple[IntArray, ...]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], IntArray] = field(default_factory=dict)

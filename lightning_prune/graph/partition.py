@@ -147,11 +147,12 @@ def _first_through_factors(closure: Closure, first: IntArray) -> IntArray:
 
 @dataclass(frozen=True)
 class _Roles:
-    """Which labels and classes have which role."""
+    """Which labels and classes have which role, and of what the kept counts of each class are a multiple."""
 
     labels: Mapping[str, BoolArray]
     classes: Mapping[str, BoolArray]
     in_grid: BoolArray
+    steps: IntArray
 
     @classmethod
     def of(cls, trace: DenseTrace, closure: Closure) -> _Roles:
@@ -172,7 +173,11 @@ class _Roles:
         for product in closure.products:
             for axis in product.axes:
                 grid[closure.classes[axis]] = True
-        return cls(labels, classes, grid)
+        steps = np.ones(closure.count, np.int64)
+        for axis, step in trace.space.steps:
+            own = closure.factors[closure.classes[axis]].indices
+            steps[own] = np.lcm(steps[own], step)
+        return cls(labels, classes, grid, steps)
 
 
 def _places(
@@ -217,6 +222,7 @@ def _unit(classes: IntArray, places: Sequence[tuple[Place, bool]], roles: _Roles
         classes,
         bool(roles.classes["renormalized"][classes].any()),
         bool(roles.classes["rescaled"][classes].any()),
+        int(np.lcm.reduce(roles.steps[classes])),
     )
     return replace(unit, name=_name(unit))
 

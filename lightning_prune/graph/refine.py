@@ -23,7 +23,7 @@ from lightning_prune.graph.mends import mend
 from lightning_prune.graph.partition import Layers, Partition, partition
 from lightning_prune.graph.rules.recurrent import recurrent_weights, tie_weights
 from lightning_prune.graph.sampler import Sampler
-from lightning_prune.graph.trace import DenseTrace
+from lightning_prune.graph.trace import DenseTrace, Event
 
 __all__ = ["Refinement", "refine"]
 
@@ -144,7 +144,7 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
     """Yield the structures to certify, each only when those before it hold."""
     first = Sampler(known.trace, closure, units.units)
     yield first
-    takes_parts = _takes_parts(known.trace)
+    takes_parts = _takes_parts(known.trace, closure)
     if takes_parts:
         yield Sampler(known.trace, closure, units.units, opposite=True)
     # one integer may follow units that only agree here
@@ -156,14 +156,22 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
             yield Sampler(known.trace, closure, units.units, seed=seed)
 
 
-def _takes_parts(trace: DenseTrace) -> bool:
+def _takes_parts(trace: DenseTrace, closure: Closure) -> bool:
     """Return whether some op takes a part of labelled channels: it may hold by luck for one choice of kept ones."""
     return any(
-        event.entry.index and event.name not in ("aten::cat", "aten::chunk") and any(map(is_labelled, axes))
+        event.entry.index and event.name not in ("aten::cat", "aten::chunk") and _has_part(event, closure)
         for events in trace.events.values()
         for event in events
-        for axes in event.in_axes
     )
+
+
+def _has_part(event: Event, closure: Closure) -> bool:
+    """Return whether an op is given channels; of an op that looks some axes up, whether these may go."""
+    labelled = [axis for axes in event.in_axes for axis in axes if is_labelled(axis)]
+    if event.name.endswith("index"):
+        whole = {id(axis) for axis in event.out_axes[0]}
+        labelled = [a for a in labelled if id(a) not in whole and not closure.frozen[closure.classes[a]].all()]
+    return bool(labelled)
 
 
 def _bind_layers(known: Refinement) -> set[str]:

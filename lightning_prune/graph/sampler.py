@@ -52,6 +52,7 @@ class Sampler:
         for number, unit in enumerate(units):
             total = unit.num_channels
             counts = list(range(max(2, total // 3), max(total - 1, min(total, 5)))) if total > 2 else [1]
+            counts = [n for n in range(unit.divisor, total, unit.divisor) if unit.divisor > 1] or counts
             counts = rng.permutation(counts).tolist()
             count = min(counts, key=lambda c: (last.get(c, -1), c in sizes))
             last[count] = number

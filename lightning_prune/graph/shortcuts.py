@@ -266,6 +266,13 @@ def _matmul(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     return mode.like(x, (*x.shape[:-1], y.shape[-1])) if fits and x.dtype == y.dtype else None
 
 
+def _grouped_matmul(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    """Fake mode knows this op for one dtype alone."""
+    y, bounds = args["mat2"], args["offs"]
+    fits = (x.dim(), y.dim()) == (2, 3) and x.shape[1] == y.shape[1] and x.dtype == y.dtype and args["bias"] is None
+    return mode.like(x, (x.shape[0], y.shape[2])) if fits and bounds is not None and len(bounds) == len(y) else None
+
+
 _MOVES: dict[str, Callable[[FakeMode, Tensor, dict[str, Any]], Any]] = {
     **dict.fromkeys(("aten::view", "aten::reshape", "aten::_unsafe_view"), _view),
     "aten::flatten": _flatten,
@@ -281,6 +288,7 @@ _SPECIAL = {
     **_MOVES,
     "aten::linear": _linear,
     "aten::to": _to,
+    "aten::_grouped_mm": _grouped_matmul,
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(("aten::matmul", "aten::bmm", "aten::mm"), _matmul),
 }

@@ -24,6 +24,7 @@ from lightning_prune.graph.call import (
     set_axes,
     tensors_in,
 )
+from lightning_prune.graph.decisions import choice_of
 from lightning_prune.graph.filled import Unwatched, find_filled
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, mark_written, storage_of, written_dims
@@ -76,6 +77,7 @@ class Event:
         widths: Bytes per element of each tensor result; 0 for views and results written in place.
         out_kinds: Dtype and device of each tensor result.
         container: List or tuple, where the op returns one of tensors alone.
+        chosen: What it returned, of an op that finds places by values, on real tensors.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Event:
     widths: tuple[int, ...]
     out_kinds: tuple[tuple[torch.dtype, torch.device], ...]
     container: type | None
+    chosen: tuple[Tensor, ...] = ()
 
 
 class Recorder(Walk):
@@ -166,6 +169,7 @@ class Recorder(Walk):
                 tuple(0 if name in VIEWS or name.endswith("_") else t.element_size() for t in outputs),
                 tuple((t.dtype, t.device) for t in outputs),
                 type(out) if isinstance(out, (list, tuple)) and len(out) == len(outputs) else None,
+                () if self.results else choice_of(name, args, out),
             )
         )
         return out

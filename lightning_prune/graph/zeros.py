@@ -165,6 +165,8 @@ def _is_layer_zero(call: Call, name: str, out: Tensor) -> bool:
         rows = [*range(lead - a.dim() + 2, lead + 1), -1] if a.dim() > 1 else [-1]
         columns = [*range(lead - b.dim() + 2, lead), -1, last] if b.dim() > 1 else [-1]
         return _covers(call, out, [(a, rows), (b, columns)])
+    if name == "aten::_grouped_mm":
+        return call["bias"] is None and _covers(call, out, [(call["mat2"], [-1] * (call["mat2"].dim() - 1) + [last])])
     if name == "aten::einsum":
         terms, letters = spell_equation(call["equation"], [t.dim() for t in call["tensors"]], out.dim())
         return _covers(

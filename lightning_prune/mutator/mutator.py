@@ -156,9 +156,9 @@ class ChannelMutator:
         self._graph = graph
         arguments = self.unit_type, self.default_args, self._entries
         by_name = {spec.name: make_unit(*arguments, spec.num_channels, spec.name) for spec in graph.units}
-        for spec in graph.units:
-            unit = by_name[spec.name]
+        for unit, spec in zip(by_name.values(), graph.units, strict=True):
             unit.axis, unit.kind, unit.renormalizing = spec.axis, spec.kind, spec.renormalizing
+            unit.divisor = int(np.lcm(unit.divisor, spec.divisor))
         wiring.convert_model_(model, graph, self.ops)
         wiring.wire_(model, graph, by_name)
         roles = wiring.roles_of(model, graph)

@@ -54,6 +54,8 @@ def _shared(call: Call, queries: Sized, batch: Sized) -> Sized:
     (many, heads), (few, own) = queries[-1], batch[-1]
     if many == few:
         return batch
+    if few == 1:  # one for all, however many these are
+        return queries
     owner, each = reshape_axes(call, [many], [heads], [few, many // few])
     call.freeze(each, "query heads of one key-value head")
     call.bind(owner, own)

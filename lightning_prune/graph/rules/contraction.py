@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from lightning_prune.graph.call import Call, is_weight
 from lightning_prune.graph.equation import spell_equation
-from lightning_prune.graph.labels import ANY, Axis, is_labelled
+from lightning_prune.graph.labels import ANY, FIXED, Axis, is_labelled
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.normalization import renormalize
 from lightning_prune.graph.rules.table import rule
@@ -96,6 +97,46 @@ def broadcast(call: Call, runs: Sequence[Sequence[tuple[int, Axis]]]) -> list[tu
                 size, axis = run[-k][0], call.bind(axis, run[-k][1])
         result.append((size, axis))
     return result
+
+
+def _misalignment(args: Mapping[str, Any], _: Sequence[Axis]) -> tuple[tuple[str, int], ...]:
+    """Return by how much each width of grouped matrices misses the next 16 bytes: the kernel takes no stride that does.
+
+    Which of the widths are strides is not seen on fake tensors, so that none may change.
+    """
+    a, b, step = args["self"], args["mat2"], _aligned(args["self"])
+    return tuple((f"of each {step}", size % step) for size in (a.shape[-1], b.shape[-2], b.shape[-1]))
+
+
+def _aligned(tensor: Tensor) -> int:
+    """Return how many elements are 16 bytes."""
+    return max(1, 16 // tensor.element_size())
+
+
+@rule("_grouped_mm", stays=_misalignment)
+def grouped_matmul(call: Call) -> None:
+    """`[rows, k] x [groups, k, m] -> [rows, m]`: rows up to each offset meet the matrix of their group."""
+    a, b, bounds, bias = call["self"], call["mat2"], call["offs"], call["bias"]
+    if bounds is None:
+        call.put(call.out, _matmul(call, a, b))
+        return
+    if (a.dim(), b.dim()) == (2, 3):
+        axes = [*call.axes(a)[:1], call.axes(b)[2]]
+        cut = [(a, 0), (b, 0), (bounds, 0)]
+    else:  # columns, or what is summed over, are cut by the offsets
+        axes = [FIXED] * call.out.dim()
+        cut = [(t, d) for t in (a, b, bounds) for d in range(t.dim())]
+    for tensor, d in cut:
+        call.hold(tensor, d, "taken apart by offsets")
+    inner = contract(call, a, -1, b, -2)
+    for axis in (inner, axes[-1]):
+        if is_labelled(axis):
+            call.space.steps.append((axis, _aligned(a)))
+    if bias is not None:
+        axes[-1] = call.bind(axes[-1], call.axes(bias)[-1])
+        call.hold(bias, 0, "taken apart by offsets")
+    call.count((a.shape[-2], call.axes(a)[-2]), (a.shape[-1], inner), (b.shape[-1], call.axes(b)[-1]))
+    call.put(call.out, axes)
 
 
 _FACTORS = (("mat", "vec"), ("mat1", "mat2"), ("batch1", "batch2"), ("sparse", "dense"))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_prune.graph.call import Call
-from lightning_prune.graph.labels import ANY, FIXED, Axis
+from lightning_prune.graph.labels import ANY, FIXED, Axis, IntArray, is_labelled
 from lightning_prune.graph.rules.pointwise import broadcast_axes, pointwise
 from lightning_prune.graph.rules.table import rule
 
@@ -81,12 +83,40 @@ def _looked_up(call: Call, lookups: Sequence[Tensor]) -> list[Axis]:
     return [FIXED] * max([1, *(i.dim() for i in plain)])
 
 
-@rule("index _unsafe_index")
+@rule("index _unsafe_index", index=True)
 def index(call: Call) -> None:
-    """Advanced indexing: the indexed axes are fixed, the others survive."""
+    """Advanced indexing: the indexed axes are fixed, the others survive; a constant index takes a part of channels."""
     axes = call.axes(call["self"])
+    lookups = [(d, i) for d, i in enumerate(call["indices"]) if i is not None]
+    if len(lookups) == 1 and is_labelled(axes[lookups[0][0]]) and (written := _constant(lookups[0][1])) is not None:
+        d = lookups[0][0]
+        axes[d] = _taken(call, axes[d], written)
+        call.put(call.out, axes)
+        return
     _, places = indexed_axes(call, call["self"], call["indices"], "taken by index")
     call.put(call.out, [axes[p] if isinstance(p, int) else p for p in places])
+
+
+def _constant(index: Tensor) -> IntArray | None:
+    """Return the position of an index that is written out in the code, `x[:, [-1]]`, None for any other."""
+    known = getattr(index, "constant", None)  # fake tensors of one element have it
+    if not isinstance(known, Tensor) or known.dim() != 1 or known.dtype != torch.int64:
+        return None
+    with _disable_current_modes():
+        places: IntArray = known.numpy()
+    return places
+
+
+def _taken(call: Call, labels: IntArray, places: IntArray) -> IntArray:
+    """Return the labels at constant places, counted from either end; what lies between them and that end stays."""
+    size = len(labels)
+    if ((places < -size) | (places >= size)).any():
+        return np.full(len(places), -1)  # no channel: the certificate refuses it
+    front, back = places[places >= 0], places[places < 0]
+    call.freeze(labels[: front.max() + 1] if len(front) else labels[:0], "taken by a constant index")
+    call.freeze(labels[back.min() :] if len(back) else labels[:0], "taken by a constant index")
+    taken: IntArray = labels[places]
+    return taken
 
 
 @rule("index_select")

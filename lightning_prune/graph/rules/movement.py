@@ -216,10 +216,11 @@ def _keep_stride(call: Call, axis: Axis, step: int) -> None:
 
 @rule("select unbind")
 def select(call: Call) -> None:
-    """Take constant positions: that axis may not change."""
+    """Take constant positions: that axis may not change, unless nobody reads what was taken."""
     axes = call.axes(call["self"])
-    call.freeze(axes.pop(call["dim"]), "positions are taken one by one")
+    taken = axes.pop(call["dim"])
     for out in call.outputs:
+        call.freeze_if_read(out, taken, "positions are taken one by one")
         call.put(out, axes)
 
 
