@@ -157,9 +157,25 @@ def test_auto_wants_a_guard() -> None:
         PruningCallback()
 
 
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+@pytest.mark.parametrize("schedule", ["one_shot", {"kind": "linear", "begin": 0, "end": 3}])
+def test_a_schedule_from_the_first_epoch_on_waits_for_the_dense_value(schedule: Any, importance: str) -> None:
+    watch, callback, _ = fitted([0.8] * 5, schedule=schedule, importance=importance)
+    dense, first, last = (numbers(watch.ends[epoch][0]) for epoch in (0, 1, -1))
+    assert last <= first < dense
+    assert callback.is_done
+    watch, callback, _ = fitted([0.8, 0.5, 0.8, 0.8], schedule=schedule, importance=importance)
+    assert "weights of epoch 0 are restored" in guard_of(callback).report
+    assert numbers(watch.ends[-1][0]) == dense
+
+
+def test_the_defaults_go_together_with_a_guard() -> None:
+    callback = PruningCallback(recovery=[Guard("val_acc")], verbose=False, report=False)
+    trainer(callback, max_epochs=4).fit(Scripted([0.8] * 4), loader(), loader())
+    assert callback.is_done
+
+
 def test_a_baseline_for_a_schedule_from_the_first_epoch_on() -> None:
-    with pytest.raises(ConfigError, match=r"before the first value of 'val_acc'.*epoch 1, or give Guard"):
-        fitted([0.5, 0.5], schedule="one_shot")
     watch, callback, _ = fitted([0.5, 0.5], schedule="one_shot", guard=Guard("val_acc", patience=1, baseline=0.8))
     assert len(watch.starts[1][0]["norm.weight"]) == 16
     assert "epoch 0 are restored" in guard_of(callback).report

@@ -201,5 +201,7 @@ def test_recovery_takes_one_object_of_a_kind() -> None:
         pruning(recovery=[Recalibration(), Recalibration(2)])
     with pytest.raises(ConfigError, match=r"expected objects of lightning_prune\.recovery"):
         pruning(recovery=["Recalibration"])
+    with pytest.raises(ConfigError, match=r"expected a list: recovery=\[Recalibration"):
+        pruning(recovery=Recalibration())
     with pytest.raises(ConfigError, match="RecoveryCallback beside"):
         trainer(pruning(recovery=[Recalibration()]), RecoveryCallback([Recalibration()])).fit(LitNet(), loader())

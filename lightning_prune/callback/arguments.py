@@ -42,7 +42,7 @@ def checked_name(argument: str, value: Any, valid: Iterable[str]) -> str:
     return str(value)
 
 
-def checked_target(target: Any, recovery: Sequence[Any] | None) -> Target:
+def checked_target(target: Any, recovery: Sequence[Any]) -> Target:
     """Return a target; for "auto" the floors of all units, where a guard stops on the way.
 
     Raises:
@@ -50,7 +50,7 @@ def checked_target(target: Any, recovery: Sequence[Any] | None) -> Target:
     """
     if target != AUTO:
         return parse_target(target)
-    if not any(isinstance(part, Guard) for part in recovery or ()):
+    if not any(isinstance(part, Guard) for part in recovery):
         raise ConfigError(
             "Got target='auto' without a Guard; expected recovery=[Guard(monitor, ...)] to stop the pruning, or a "
             "target such as {'macs': 0.5}."

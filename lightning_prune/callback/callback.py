@@ -133,7 +133,8 @@ class PruningCallback(Callback):
         report: bool | str = True,
     ) -> None:
         super().__init__()
-        self.target = arguments.checked_target(target, recovery)
+        self._recovery = RecoveryCallback(recovery or ())
+        self.target = arguments.checked_target(target, self._recovery.recovery)
         self.importance = resolve_importance(importance)
         self.schedule = resolve_schedule(schedule)
         self.scope = arguments.checked_name("scope", scope, SCOPES)
@@ -155,7 +156,6 @@ class PruningCallback(Callback):
         )
         shape = (self.target, self.scope, self.divisor, self.min_ratio)
         self._planner = Planner(*shape, regrow, self.per_cost, self._timing)
-        self._recovery = RecoveryCallback(recovery or ())
         self._reporting = ReportCallback(report)
         self._resolved: ResolvedSchedule | None = None
         self._state = RunState()
@@ -334,7 +334,7 @@ class PruningCallback(Callback):
 
     def _prune_if_due(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         now = self._now(trainer)
-        if self.should_prune(now) and self._collector.is_ready(trainer, batch_idx):
+        if self.should_prune(now) and self._recovery.is_ready() and self._collector.is_ready(trainer, batch_idx):
             self._prune(trainer, pl_module, now)
 
     def _prune(self, trainer: Trainer, pl_module: LightningModule, time: int) -> None:

@@ -33,7 +33,7 @@ class RecoveryCallback(Callback):
         recovery: The objects, asked in this order; one of a kind.
 
     Raises:
-        ConfigError: Something that is no `Recovery`, or two of a kind.
+        ConfigError: No list, something in it that is no `Recovery`, or two of a kind.
 
     Example:
         >>> from lightning_prune.recovery import Recalibration
@@ -43,6 +43,8 @@ class RecoveryCallback(Callback):
 
     def __init__(self, recovery: Sequence[Recovery]) -> None:
         super().__init__()
+        if isinstance(recovery, Recovery):
+            raise ConfigError(f"Got recovery={recovery!r}; expected a list: recovery=[{type(recovery).__name__}(...)].")
         self.recovery = tuple(recovery)
         for part in self.recovery:
             if not isinstance(part, Recovery):
@@ -79,6 +81,10 @@ class RecoveryCallback(Callback):
         """Say that an epoch begins, before anything fires in it."""
         for part in self.recovery:
             part.begin_epoch(self._run(trainer, pl_module))
+
+    def is_ready(self) -> bool:
+        """Return whether channels may be removed now."""
+        return all(part.is_ready() for part in self.recovery)
 
     def before_firing(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that channels will be removed."""

@@ -71,6 +71,10 @@ class Recovery:
     def begin_epoch(self, run: Run) -> None:
         """Look at the start of an epoch of training, before anything fires in it."""
 
+    def is_ready(self) -> bool:
+        """Return whether channels may be removed now; a firing that is due waits until all objects say so."""
+        return True
+
     def before_firing(self, run: Run) -> None:
         """Look before channels are removed."""
 

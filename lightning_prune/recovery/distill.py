@@ -271,8 +271,8 @@ def _read(path: str) -> Mapping[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"Got teacher={path!r}, which is damaged or holds Python objects, hyperparameters for example; expected "
-            "tensors and plain data. Save its state_dict(), or load it yourself and give Distillation(teacher=module)."
+            f"Got teacher={path!r}, which cannot be read: it is damaged, or holds Python objects, hyperparameters for "
+            "example. Save its state_dict(), or load it yourself and give Distillation(teacher=module)."
         ) from error
     except (OSError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"Got teacher={path!r}, which cannot be read: {error}") from error

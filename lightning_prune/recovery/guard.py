@@ -29,8 +29,8 @@ class Guard(Recovery):
         mode: "max" where greater is better, else "min".
         tolerance: How much worse is still good, in the unit of the metric, at least 0.
         patience: Epochs with a value of the metric after a firing, at least 1.
-        baseline: The value of the dense model. None takes the best one of the epochs before the first firing; a
-            schedule that begins at epoch 0 has none.
+        baseline: The value of the dense model. None takes the best one of the epochs before the first firing, which
+            waits for it where the schedule begins at epoch 0.
 
     Attributes:
         report: What was restored and why; empty as long as nothing was.
@@ -78,17 +78,12 @@ class Guard(Recovery):
         if run.mutator is None:
             raise ConfigError("Got Guard without pruning; give it to PruningCallback(recovery=[Guard(...)]).")
 
-    def before_firing(self, run: Run) -> None:
-        """Want a copy of the dense model if there is none.
+    def is_ready(self) -> bool:
+        """Return whether there is a value of the dense model to come back to."""
+        return self.reference is not None
 
-        Raises:
-            ConfigError: There is no value of the dense model to come back to.
-        """
-        if self.reference is None:
-            raise ConfigError(
-                f"Got a firing at epoch {run.trainer.current_epoch}, before the first value of {self.monitor!r}: Guard "
-                "has nothing to come back to. Let the schedule begin at epoch 1, or give Guard(baseline=...)."
-            )
+    def before_firing(self, run: Run) -> None:
+        """Want a copy of the dense model if there is none."""
         self.wants_copy = self.good is None
 
     def after_firing(self, run: Run) -> None:
