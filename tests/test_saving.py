@@ -230,6 +230,8 @@ def test_arguments_beside_an_instance_are_refused(tmp_path: Path) -> None:
     save_pruned(small(), tmp_path / "net.ckpt")
     with pytest.raises(ConfigError, match=r"an instance of Tied and the arguments \['width'\]"):
         load_pruned(tmp_path / "net.ckpt", Tied(), width=6)
+    with pytest.raises(ConfigError, match=r"Got 'net\.Tied' of type str; expected the class"):
+        load_pruned(tmp_path / "net.ckpt", "net.Tied")  # type: ignore[type-var]
 
 
 def test_strict_is_an_argument(tmp_path: Path) -> None:

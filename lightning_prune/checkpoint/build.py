@@ -41,7 +41,7 @@ def build_model(source: Any, content: Content, init_kwargs: Mapping[str, Any], n
 
     Raises:
         CheckpointError: The class cannot be built; the message shows the call to write.
-        ConfigError: Arguments were given beside an instance.
+        ConfigError: Arguments were given beside an instance; or neither a module nor what makes one.
     """
     if isinstance(source, nn.Module):
         if init_kwargs:
@@ -50,6 +50,11 @@ def build_model(source: Any, content: Content, init_kwargs: Mapping[str, Any], n
                 "Give its class, or leave the arguments out."
             )
         model: Any = source
+    elif not callable(source):
+        raise ConfigError(
+            f"Got {source!r} of type {type(source).__name__}; expected the class of the dense model, or a model built "
+            "as usual."
+        )
     else:
         model = _make(source, content, init_kwargs, name, trusted)
     configure = getattr(model, "configure_model", None)

@@ -52,7 +52,8 @@ def load_pruned(
         CheckpointError: The file is truncated or damaged, of another model, of a newer version of this library, holds
             Python objects or NaN, or is inconsistent; or the class cannot be built from its hyperparameters. An
             instance is as it was.
-        ConfigError: Arguments were given beside an instance, or a package for the file is missing.
+        ConfigError: Neither a class nor an instance was given, or an instance and arguments; or a package for the file
+            is missing.
     """
     content, name = read_file(path, map_location, weights_only=weights_only), name_of(path)
     try:
