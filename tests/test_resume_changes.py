@@ -19,7 +19,7 @@ from lightning_prune.importance import l1
 from lightning_prune.ops import dynamic_ops
 from lightning_prune.recovery import Distillation, GroupLasso, Recalibration, Recovery, Rewind
 from lightning_prune.targets import parse_target
-from tests.lit import QUIET, LitNet, loader, trainer
+from tests.lit import QUIET, LitNet, loader, pruning, trainer
 from tests.test_resume import assert_same, run
 
 pytestmark = QUIET
@@ -198,6 +198,27 @@ def test_a_half_written_file_is_refused_and_the_one_before_works(
     assert not dynamic_ops(model)
     whole = run(tmp_path / "whole")
     assert_same(whole, run(tmp_path / "b", ckpt=files / "epoch=1.ckpt", model=model))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "max_epochs", "is_cut"),
+    [
+        pytest.param({"kind": "linear", "begin": 1, "end": 3}, 2, True, id="shorter"),
+        pytest.param({"kind": "one_shot", "begin": 3}, 2, True, id="before it begins"),
+        pytest.param({"kind": "linear", "begin": 1, "end": 3}, 3, False, id="long enough"),
+        pytest.param({"kind": "one_shot", "begin": 1}, 2, False, id="one shot"),
+        pytest.param("cubic", 2, False, id="a share of the run"),
+    ],
+)
+def test_a_schedule_that_is_cut_is_told(
+    schedule: Any, max_epochs: int, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_prune.callback.resumed.rank_zero_info", said.append)
+    for verbose in (True, False):
+        trainer(pruning(schedule=schedule, verbose=verbose), max_epochs=max_epochs).fit(LitNet(), loader())
+    assert len(said) == is_cut
+    assert all("cut to the 2 of this run" in text for text in said)
 
 
 def test_a_file_with_hyperparameters_of_ones_own_says_so(files: Path, tmp_path: Path) -> None:

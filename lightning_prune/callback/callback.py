@@ -26,7 +26,7 @@ from lightning_prune.callback.ranks import agree, check_strategy, from_rank_zero
 from lightning_prune.callback.recover import RecoveryCallback
 from lightning_prune.callback.reporting import ReportCallback
 from lightning_prune.callback.restore import register_hooks
-from lightning_prune.callback.resumed import LASTING, plain_arguments
+from lightning_prune.callback.resumed import LASTING, plain_arguments, resolved_for
 from lightning_prune.callback.shapes import averages_of, forget_compiled, grow_all_, made_for, shrink_all_
 from lightning_prune.callback.sharded import check_one_shot
 from lightning_prune.callback.state import RunState
@@ -178,7 +178,7 @@ class PruningCallback(Callback):
             return
         check_alone(trainer, PruningCallback)
         check_strategy(trainer, had_hooks)
-        self._resolved = self.schedule.resolve(trainer.max_epochs, trainer.max_steps)
+        self._resolved = resolved_for(trainer, self.schedule, verbose=self.verbose)
         if is_sharding(trainer):
             check_one_shot(trainer, self._resolved, self.compact, self._collector, self._timing)
         elif is_overridden("configure_model", pl_module):

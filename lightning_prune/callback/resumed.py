@@ -6,10 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
 from lightning_prune.errors import ConfigError
+from lightning_prune.schedule import ResolvedSchedule, Schedule
 from lightning_prune.targets import Target
 
-__all__ = ["LASTING", "check_resumed", "plain_arguments"]
+__all__ = ["LASTING", "check_resumed", "plain_arguments", "resolved_for"]
 
 LASTING = (
     "importance", "scope", "ignore", "divisor", "min_ratio", "overrides", "submodule", "compact", "regrow", "per_cost"
@@ -24,6 +28,25 @@ _WAY_OUT = (
     "A resumed run may change its schedule, and shrink its target. For anything else begin a new run with the weights: "
     "fit(load_pruned(path, Model)) without ckpt_path."
 )
+
+
+def resolved_for(trainer: Trainer, schedule: Schedule, *, verbose: bool) -> ResolvedSchedule:
+    """Return a schedule in the epochs or steps of a run, and say if the run cuts it: none that resumes can undo that.
+
+    Args:
+        trainer: Its `max_epochs` and `max_steps` are the length of the run.
+        schedule: As it was asked for.
+        verbose: Whether to say so.
+    """
+    resolved = schedule.resolve(trainer.max_epochs, trainer.max_steps)
+    asked = schedule.begin + 1 if schedule.kind == "one_shot" else schedule.end
+    is_cut = isinstance(asked, int) and asked > resolved.end
+    if is_cut and verbose and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
+        rank_zero_info(
+            f"The pruning schedule, which ends at epoch {asked}, is cut to the {resolved.end} of this run, so that it "
+            "meets its target. If a longer run shall go on from here, give that one's max_epochs, and stop by a signal."
+        )
+    return resolved
 
 
 def plain_arguments(target: Target, **others: Any) -> dict[str, Any]:
