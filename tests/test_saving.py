@@ -234,6 +234,12 @@ def test_arguments_beside_an_instance_are_refused(tmp_path: Path) -> None:
         load_pruned(tmp_path / "net.ckpt", "net.Tied")  # type: ignore[type-var]
 
 
+def test_an_empty_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "net.ckpt").touch()
+    with pytest.raises(CheckpointError, match=r"net\.ckpt, which cannot be read: it is truncated or damaged: EOFError"):
+        load_pruned(tmp_path / "net.ckpt", Tied)
+
+
 def test_strict_is_an_argument(tmp_path: Path) -> None:
     state = small().state_dict()
     del state["norm.running_mean"]

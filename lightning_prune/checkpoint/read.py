@@ -132,7 +132,7 @@ def _read(file: IO[bytes], map_location: Any, weights_only: bool) -> Any:
             else "it is damaged or no file of torch.save"
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(f"it is truncated or damaged: {error}") from error
+        raise CheckpointError(f"it is truncated or damaged: {str(error) or type(error).__name__}") from error
 
 
 def on_cpu(structure: Structure) -> Structure:
