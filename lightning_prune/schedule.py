@@ -154,9 +154,9 @@ class ResolvedSchedule:
 class Schedule:
     """When pruning happens: from `begin` up to, not including, `end`, `every` so many epochs.
 
-    An int is an epoch, counted from zero; a float in [0, 1] is a fraction of `max_epochs`, rounded down. Both are cut
-    to the length of the run and at least one firing always remains, so that even one epoch meets the target. Without a
-    finite `max_epochs` fractions are of `max_steps`, and `every` counts steps.
+    A float in [0, 1] is a fraction of `max_epochs`, rounded down; at least one firing always remains, so that even one
+    epoch meets the target. Without a finite `max_epochs` fractions are of `max_steps`, and `every` counts steps. An int
+    is an epoch, counted from zero, however long the run is: one that stops before and is resumed goes on from there.
 
     Args:
         kind: "one_shot" (fires once, at `begin`, whatever `end` is), "linear", "cubic", "exponential", or a function
@@ -232,13 +232,13 @@ class Schedule:
             )
         length = steps if in_steps else epochs
         begin, end = (_absolute(t, length) for t in (self.begin, times[-1]))
+        if length is not None and isinstance(self.begin, float):
+            begin = min(begin, length - 1)
         if begin > end:
             raise ConfigError(
                 f"Got begin={self.begin!r} after end={self.end!r} for Schedule: {begin} after {end} with "
                 f"max_epochs={max_epochs}; swap them or write both the same way."
             )
-        if length is not None:
-            begin, end = min(begin, length - 1), min(end, length)
         end = begin + 1 if self._is_one_shot else max(end, begin + 1)
         return ResolvedSchedule("step" if in_steps else "epoch", begin, end, self.every, self.curve)
 

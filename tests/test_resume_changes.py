@@ -200,8 +200,9 @@ def test_a_half_written_file_is_refused_and_the_one_before_works(
     assert_same(whole, run(tmp_path / "b", ckpt=files / "epoch=1.ckpt", model=model))
 
 
+@pytest.mark.filterwarnings("ignore:Training ended at epoch")
 @pytest.mark.parametrize(
-    ("schedule", "max_epochs", "is_cut"),
+    ("schedule", "max_epochs", "is_told"),
     [
         pytest.param({"kind": "linear", "begin": 1, "end": 3}, 2, True, id="shorter"),
         pytest.param({"kind": "one_shot", "begin": 3}, 2, True, id="before it begins"),
@@ -210,15 +211,37 @@ def test_a_half_written_file_is_refused_and_the_one_before_works(
         pytest.param("cubic", 2, False, id="a share of the run"),
     ],
 )
-def test_a_schedule_that_is_cut_is_told(
-    schedule: Any, max_epochs: int, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_schedule_that_the_run_ends_before_is_told(
+    schedule: Any, max_epochs: int, is_told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr("lightning_prune.callback.resumed.rank_zero_info", said.append)
     for verbose in (True, False):
         trainer(pruning(schedule=schedule, verbose=verbose), max_epochs=max_epochs).fit(LitNet(), loader())
-    assert len(said) == is_cut
-    assert all("cut to the 2 of this run" in text for text in said)
+    assert len(said) == is_told
+    assert all("after the 2 of this run" in text for text in said)
+
+
+@pytest.mark.filterwarnings("ignore:Training ended at epoch")
+@pytest.mark.parametrize("compact", ["end", "each"])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_a_run_that_a_smaller_number_of_epochs_stopped_goes_on(stop: int, compact: Any, tmp_path: Path) -> None:
+    """The schedule fires at epochs 1, 2 and 3."""
+
+    def fit(max_epochs: int, ckpt: Path | None = None) -> LitNet:
+        torch.manual_seed(0)
+        model = LitNet()
+        callback = pruning(schedule={"kind": "linear", "begin": 1, "end": 4}, compact=compact)
+        fitting = trainer(callback, max_epochs=max_epochs, path=tmp_path, enable_checkpointing=False)
+        fitting.fit(model, loader(), ckpt_path=ckpt)
+        fitting.save_checkpoint(tmp_path / f"{max_epochs}.ckpt")
+        return model
+
+    whole = fit(6).state_dict()
+    fit(stop)
+    resumed = fit(6, tmp_path / f"{stop}.ckpt").state_dict()
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def test_a_file_with_hyperparameters_of_ones_own_says_so(files: Path, tmp_path: Path) -> None:

@@ -48,18 +48,19 @@ def test_curve_values(curve: Callable[[float], float], expected: list[float]) ->
     every=st.integers(1, 5),
     max_epochs=st.integers(1, 15),
 )
-def test_progress_rises_to_exactly_one_inside_the_run(
+def test_progress_rises_to_exactly_one_and_fractions_inside_the_run(
     kind: str, begin_and_length: tuple[int | float, int | float], every: int, max_epochs: int
 ) -> None:
     begin, length = begin_and_length
     end = begin + length if isinstance(begin, int) else min(1.0, begin + length * (1 - begin))
     plan = Schedule(kind, begin, end, every).resolve(max_epochs)
-    path = [plan.progress(t) for t in range(max_epochs)]
-    firings = [t for t in range(max_epochs) if plan.fires_at(t)]
+    length = max_epochs if isinstance(begin, float) else plan.end
+    path = [plan.progress(t) for t in range(length)]
+    firings = [t for t in range(length) if plan.fires_at(t)]
     assert path == sorted(path)
     assert all(0.0 <= p <= 1.0 for p in path)
     assert len(firings) == plan.num_firings >= 1
-    assert firings[-1] == plan.last <= max_epochs - 1
+    assert firings[-1] == plan.last <= length - 1
     assert path[plan.last] == path[-1] == 1.0
     assert all(p == 0.0 for p in path[: firings[0]])
 
@@ -100,7 +101,7 @@ def test_one_shot_does_not_look_at_its_end(given: dict[str, Any]) -> None:
         pytest.param(Schedule(begin=2, end=0.5), 20, ("epoch", 2, 10), id="mixed"),
         pytest.param(Schedule(begin=0.29, end=1.0), 100, ("epoch", 29, 100), id="float rounding"),
         pytest.param(Schedule(begin=0.5, end=0.5), 10, ("epoch", 5, 6), id="empty range fires once"),
-        pytest.param(Schedule(begin=5, end=10), 3, ("epoch", 2, 3), id="cut to a shorter run"),
+        pytest.param(Schedule(begin=5, end=10), 3, ("epoch", 5, 10), id="epochs, in a shorter run"),
         pytest.param(Schedule(begin=1.0, end=1.0), 4, ("epoch", 3, 4), id="end of the run"),
         pytest.param(Schedule(begin=2.0, end=8.0, every=2.0), 9, ("epoch", 2, 8), id="whole floats are epochs"),
     ],

@@ -31,7 +31,7 @@ _WAY_OUT = (
 
 
 def resolved_for(trainer: Trainer, schedule: Schedule, *, verbose: bool) -> ResolvedSchedule:
-    """Return a schedule in the epochs or steps of a run, and say if the run cuts it: none that resumes can undo that.
+    """Return a schedule in the epochs or steps of a run, and say if the run ends before it: another may go on.
 
     Args:
         trainer: Its `max_epochs` and `max_steps` are the length of the run.
@@ -39,12 +39,11 @@ def resolved_for(trainer: Trainer, schedule: Schedule, *, verbose: bool) -> Reso
         verbose: Whether to say so.
     """
     resolved = schedule.resolve(trainer.max_epochs, trainer.max_steps)
-    asked = schedule.begin + 1 if schedule.kind == "one_shot" else schedule.end
-    is_cut = isinstance(asked, int) and asked > resolved.end
-    if is_cut and verbose and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
+    epochs = trainer.max_epochs
+    if verbose and resolved.unit == "epoch" and epochs is not None and 0 <= epochs <= resolved.last:
         rank_zero_info(
-            f"The pruning schedule, which ends at epoch {asked}, is cut to the {resolved.end} of this run, so that it "
-            "meets its target. If a longer run shall go on from here, give that one's max_epochs, and stop by a signal."
+            f"The pruning schedule fires last at epoch {resolved.last}, after the {epochs} of this run: its target is "
+            "met when a longer one resumes it."
         )
     return resolved
 
