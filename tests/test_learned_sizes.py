@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,4 +214,70 @@ class Positions(nn.Module):
 def test_a_channel_that_is_taken_and_not_read_freezes_nothing(uses: str, units: list[int]) -> None:
     model, mutator, x = prepared(Positions(uses), 2, 7, 5)
     assert [u.num_channels for u in mutator.units] == units
+    assert_cut_as_certified(model, mutator, x)
+
+
+class Fused(nn.Module):
+    """Queries, keys and values in one layer, cut apart at places worked out of several numbers."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config, self.head_dim, self.num_keys = config, 6, config.num_keys
+        self.enter = nn.Linear(20, (config.num_heads + 2 * config.num_keys) * 6)
+        self.leave = nn.Linear(config.num_heads * 6, 20)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, first = self.enter(x), self.config.num_heads * self.head_dim
+        second = first + self.num_keys * self.head_dim
+        q, k, v = (
+            p.unflatten(-1, (-1, self.head_dim)) for p in (x[..., :first], x[..., first:second], x[..., second:])
+        )
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.parts(x))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True)
+        made: Tensor = self.leave(y.transpose(1, 2).flatten(2))
+        return x + made
+
+
+class Nested(Fused):
+    """Each key and value lies behind the queries that share them; how many these are is worked out."""
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shared = self.config.num_heads // self.num_keys
+        x = self.enter(x).view(*x.shape[:2], -1, shared + 2, self.head_dim)
+        q = x[..., :-2, :].reshape(*x.shape[:2], self.config.num_heads, self.head_dim)
+        return q, x[..., -2, :], x[..., -1, :]
+
+
+@pytest.mark.parametrize("layer", [Fused, Nested])
+def test_places_that_are_worked_out_of_several_numbers_follow(layer: type[Fused]) -> None:
+    layers = [layer(SimpleNamespace(num_heads=4, num_keys=2)) for _ in range(2)]
+    model, mutator, x = prepared(nn.Sequential(nn.Linear(5, 20), *layers, nn.Linear(20, 3)), 2, 7, 5)
+    found = sorted((unit.axis, unit.num_channels) for unit in mutator.units)
+    assert found == [("channels", 20), *[("head_dim", 6)] * 2, *[("heads", 2)] * 2]
+    assert_cut_as_certified(model, mutator, x)
+
+
+class Modulated(nn.Module):
+    """Makes two copies of the width and three gates at once, and takes them apart by the width of its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.enter = nn.LayerNorm(width), nn.Linear(width, 2 * width + 3)
+        self.near, self.context = nn.Conv1d(width, width, 3, padding=1, groups=width), nn.Conv1d(width, width, 1)
+        self.leave = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        query, context, gates = self.enter(self.norm(x)).transpose(1, 2).split((width, width, 3), 1)
+        gathered = self.near(context).relu() * gates[:, :1] + context.mean(2, keepdim=True) * gates[:, 1:2]
+        return x + self.leave((query * self.context(gathered)).transpose(1, 2))
+
+
+def test_all_parts_that_are_as_wide_as_the_input_follow_it() -> None:
+    layers = (nn.Linear(5, 24), Modulated(24), nn.Linear(24, 36), Modulated(36), Modulated(36), nn.Linear(36, 3))
+    model, mutator, x = prepared(nn.Sequential(*layers), 2, 7, 5)
+    assert [unit.num_channels for unit in mutator.units] == [24, 36]
     assert_cut_as_certified(model, mutator, x)

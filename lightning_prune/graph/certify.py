@@ -135,7 +135,10 @@ class Lockstep(Walk):
             raise Mismatch(f"an op `{name}` that the dense model does not run", self.count)
         event = self.events[self.count]
         if name != event.name or inputs != event.inputs:
-            raise Mismatch(f"`{name}` runs where the dense model runs `{event.name}`", self.count, event)
+            what = f"`{name}` runs where the dense model runs `{event.name}`"
+            if name == event.name:
+                what = f"`{name}` is given other values: the result of another op, or a constant that is made of a size"
+            raise Mismatch(what, self.count, event)
         return event
 
     def _disagree(self, mismatch: Mismatch, out: Any) -> Any:

@@ -173,7 +173,13 @@ class Integers:
         return [f for f in self.followers(self._table.closure, self._table.units) if f.module == name]
 
     def learn(
-        self, closure: Closure, units: Partition, alive: BoolArray, modes: Sequence[str] | None = None
+        self,
+        closure: Closure,
+        units: Partition,
+        alive: BoolArray,
+        modes: Sequence[str] | None = None,
+        *,
+        guessing: bool = False,
     ) -> list[Mismatch]:
         """Rewrite integers until the structure certifies; remember those that were needed.
 
@@ -182,6 +188,8 @@ class Integers:
             units: The units.
             alive: Per label, whether it lives in the structure to certify.
             modes: In which of the traced modes; all by default.
+            guessing: Guess too where a size is neither the old one nor right: an expression may have been made of
+                several integers of which some follow.
 
         Returns:
             The mismatches that no integer mends; none when the structure certifies.
@@ -194,12 +202,14 @@ class Integers:
         left, guessed = failures(self.learned), set[tuple[Rule, str]]()
         for _ in range(_ROUNDS):
             followers = self.followers(closure, units)
-            proposals = self._propose(axes, alive, left, followers, guessed) if left else {}
+            proposals = self._propose(axes, alive, left, followers, guessed, guessing) if left else {}
             if not proposals:
                 break
             after = failures([*self.learned, *proposals])
             good = [rule for rule, (mismatch, labels) in proposals.items() if _is_mended(mismatch, labels, after)]
             self.learned += good
+            if good and guessing:
+                guessed.clear()  # what did not help alone may help now
             left = after if len(good) == len(proposals) else failures(self.learned) if good else left
         fresh = self.learned[len(before) :]
         for rule in fresh if not left and len(fresh) > 1 else ():  # keep only what is needed
@@ -215,6 +225,7 @@ class Integers:
         mismatches: Sequence[Mismatch],
         followers: Sequence[Follower],
         guessed: set[tuple[Rule, str]],
+        guessing: bool,
     ) -> dict[Rule, tuple[Mismatch, IntArray | None]]:
         """Return untried rules with what they are to mend: for each axis known to be wrong one, else one guess."""
         taken = {(f.module, f.attribute, f.element) for f in followers}
@@ -226,7 +237,8 @@ class Integers:
                 proposals[rule] = (mismatch, wanted)
         # a guess beside others could pass for what they mend
         for mismatch in mismatches if not proposals else ():
-            if mismatch.is_size and all(met in (None, len(labels)) for met, labels in mismatch.axes):
+            stale = all(met in (None, len(labels)) for met, labels in mismatch.axes)
+            if mismatch.is_size and (stale or guessing):
                 rule = self._first(axes, mismatch, self._guesses(axes, alive, mismatch), taken, guessed)
                 if rule is not None:
                     return {rule: (mismatch, None)}

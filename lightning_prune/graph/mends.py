@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from lightning_prune.graph.certify import Mismatch
 from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.labels import IntArray, is_labelled
 
-__all__ = ["mend"]
+__all__ = ["keep_slices", "mend"]
 
 _CUTS = frozenset(f"aten::{n}" for n in ("split", "split_with_sizes", "unsafe_split", "tensor_split"))
 
@@ -34,8 +34,11 @@ class Constraints(Protocol):
         """Return the axes that integers of the modules on the stack follow."""
 
 
+Mend = Callable[[Constraints, AxisTable, BoolArray, Mismatch], bool]
+
+
 def mend(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch]) -> bool:
-    """Bind axes that must lose equally, or keep what is before a literal; each kind of mend once for each op.
+    """Bind axes that must lose equally; each kind of mend once for each op.
 
     Args:
         known: The constraints; they grow.
@@ -44,11 +47,26 @@ def mend(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequ
         mismatches: Where it disagreed.
 
     Returns:
-        Whether anything was bound or kept.
+        Whether anything was bound.
     """
+    return _mend(known, axes, alive, mismatches, (_bind_parts, _bind_followed))
+
+
+def keep_slices(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch]) -> bool:
+    """Keep what is before a literal; the last resort, with what `mend` is given.
+
+    Returns:
+        Whether anything was kept.
+    """
+    return _mend(known, axes, alive, mismatches, (_keep_slice,))
+
+
+def _mend(
+    known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch], kinds: Sequence[Mend]
+) -> bool:
     before = frozenset(known.mended)
     for mismatch in mismatches:
-        for kind in (_bind_parts, _bind_followed, _keep_slice):
+        for kind in kinds:
             key = (kind.__name__, mismatch.mode, mismatch.step)
             if mismatch.event is not None and key not in before and kind(known, axes, alive, mismatch):
                 known.mended.add(key)
@@ -78,16 +96,24 @@ def _bind_followed(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
     wrong = [(met, labels) for met, labels in mismatch.axes if met is not None and met != len(labels)]
     followed = known.followed(mismatch) if wrong else []
     # what an integer says goes first: another axis of the model may be as long by luck
-    candidates = [(met, labels, axis) for met, labels in wrong for axis in followed]
-    for met, labels in wrong:
-        candidates += [(met, labels, axis) for axis in axes.changed(known.place(mismatch), len(labels), alive)]
-    for met, labels, axis in candidates:
-        fits = len(axis) == len(labels) and int(np.count_nonzero(alive[axis])) == met
-        if fits and axes.key(axis) != axes.key(labels):
-            known.pairs.append((labels, axis))
-            known.pairs += _alike(axes, labels, axis)
+    nearby = ((met, labels, axes.changed(known.place(mismatch), len(labels), alive)) for met, labels in wrong)
+    for offers in ([(met, labels, iter(followed)) for met, labels in wrong], nearby):
+        bound = False
+        for met, labels, candidates in offers:
+            axis = next((a for a in candidates if _follows(axes, alive, met, labels, a)), None)
+            if axis is not None:
+                known.pairs.append((labels, axis))
+                known.pairs += _alike(axes, labels, axis)
+                bound = True
+        if bound:
             return True
     return False
+
+
+def _follows(axes: AxisTable, alive: BoolArray, met: int, labels: IntArray, axis: IntArray) -> bool:
+    """Return whether an axis is another one, of the same dense size, and as long as was met."""
+    fits = len(axis) == len(labels) and int(np.count_nonzero(alive[axis])) == met
+    return fits and axes.key(axis) != axes.key(labels)
 
 
 def _alike(axes: AxisTable, labels: IntArray, followed: IntArray) -> list[tuple[IntArray, IntArray]]:

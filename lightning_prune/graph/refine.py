@@ -19,7 +19,7 @@ from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Integers, known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
 from lightning_prune.graph.lasting import find_doubled, find_lasting, find_vanishing
-from lightning_prune.graph.mends import mend
+from lightning_prune.graph.mends import keep_slices, mend
 from lightning_prune.graph.partition import Layers, Partition, partition
 from lightning_prune.graph.rules.recurrent import recurrent_weights, tie_weights
 from lightning_prune.graph.sampler import Sampler
@@ -268,14 +268,16 @@ class _Search:
             Whether axes were bound: then the units are no longer what they were, and the pass is over.
         """
         failures = self._fail(members)
+        if failures and self._bind(members, failures):
+            return True
+        if failures and len(members) == 1:
+            failures = self._fail(members, guessing=True)
         if not failures:
             self.at_once = not self.accepted
             self.accepted += members
             return False
-        if self._bind(members, failures):
-            return True
         if len(members) == 1:
-            return self._give_up(members, failures)
+            return self._keep(members, failures) or self._give_up(members, failures)
         guilty = self._guilty(members, failures)
         kinds = list(dict.fromkeys(unit.kind for unit in members))
         if 0 < len(guilty) < len(members):
@@ -284,15 +286,17 @@ class _Search:
             half = set(kinds[: len(kinds) // 2])
             parts = [[u for u in members if u.kind in half], [u for u in members if u.kind not in half]]
         else:
-            failures = self._fail(members[:1])
+            failures = self._fail(members[:1], guessing=True)
             if failures:  # one speaks for all of its kind
-                return self._bind(members[:1], failures) or self._give_up(members, failures)
+                first = members[:1]
+                return self._bind(first, failures) or self._keep(first, failures) or self._give_up(members, failures)
             parts = [list(members[: len(members) // 2]), list(members[len(members) // 2 :])]
         return any(self.grow(part) for part in parts)
 
-    def _fail(self, members: Sequence[UnitSpec]) -> list[Mismatch]:
+    def _fail(self, members: Sequence[UnitSpec], *, guessing: bool = False) -> list[Mismatch]:
         """Return what no integer mends when these units are cut beside the accepted ones."""
-        return self.known.integers.learn(self.closure, self.units, self._alive(members), self.sampler.modes)
+        alive = self._alive(members)
+        return self.known.integers.learn(self.closure, self.units, alive, self.sampler.modes, guessing=guessing)
 
     def _alive(self, members: Sequence[UnitSpec]) -> BoolArray:
         return self.sampler.alive([*self.accepted, *members])
@@ -302,6 +306,12 @@ class _Search:
         bound = mend(self.known, axes, self._alive(members), failures)
         self.mended |= bound
         return bound
+
+    def _keep(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
+        axes = self.known.integers.axes(self.closure, self.units)
+        kept = keep_slices(self.known, axes, self._alive(members), failures)
+        self.mended |= kept
+        return kept
 
     def _guilty(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> list[UnitSpec]:
         """Return the units on the axes that are wrong."""
