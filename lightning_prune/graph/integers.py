@@ -278,6 +278,10 @@ class Integers:
                 fits = [(a, e) for a, e, value in sizes if value == len(wanted)]
                 yield from ((name, a, e, wanted) for a, e in sorted(fits, key=lambda fit: fit[1] is not None))
 
+    def is_literal(self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
+        """Return whether no integer nearby is as large as any axis was: then a size is written out in the code."""
+        return next(self._guesses(axes, alive, mismatch), None) is None
+
     def _guesses(self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> Iterator[Candidate]:
         """Yield the integers nearby that are as large as any axis was: an expression may have been made of them."""
         named = [(self._names[id(m)], m) for m in mismatch.modules if id(m) in self._names]

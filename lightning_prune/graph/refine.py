@@ -268,7 +268,7 @@ class _Search:
             Whether axes were bound: then the units are no longer what they were, and the pass is over.
         """
         failures = self._fail(members)
-        if failures and self._bind(members, failures):
+        if failures and (self._bind(members, failures) or self._keep(members, failures, literal=True)):
             return True
         if failures and len(members) == 1:
             failures = self._fail(members, guessing=True)
@@ -307,9 +307,12 @@ class _Search:
         self.mended |= bound
         return bound
 
-    def _keep(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
-        axes = self.known.integers.axes(self.closure, self.units)
-        kept = keep_slices(self.known, axes, self._alive(members), failures)
+    def _keep(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch], *, literal: bool = False) -> bool:
+        integers, alive = self.known.integers, self._alive(members)
+        axes = integers.axes(self.closure, self.units)
+        kept = keep_slices(
+            self.known, axes, alive, [f for f in failures if not literal or integers.is_literal(axes, alive, f)]
+        )
         self.mended |= kept
         return kept
 
