@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -40,6 +41,8 @@ def resolved_for(trainer: Trainer, schedule: Schedule, *, verbose: bool) -> Reso
     """
     resolved = schedule.resolve(trainer.max_epochs, trainer.max_steps)
     epochs = trainer.max_epochs
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector
+        return replace(resolved, begin=0, end=1)  # such a run is to try everything
     if verbose and resolved.unit == "epoch" and epochs is not None and 0 <= epochs <= resolved.last:
         rank_zero_info(
             f"The pruning schedule fires last at epoch {resolved.last}, after the {epochs} of this run: its target is "
