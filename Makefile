@@ -36,7 +36,7 @@ torture: .venv/.installed
 
 # The last one takes hours; it goes on where it was stopped.
 bench: .venv/.installed .zoo/.installed
-	for name in analysis planning step overhead latency latency_target large quality zoo; do PYTHONPATH=. $(PY) -W ignore "benchmarks/$$name.py" || exit 1; done
+	for name in analysis planning step overhead distillation latency latency_target large quality recovery zoo; do PYTHONPATH=. $(PY) -W ignore "benchmarks/$$name.py" || exit 1; done
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
