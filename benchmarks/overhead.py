@@ -7,8 +7,8 @@ each. Before the schedule all layers are dynamic and keep all their channels; af
 and the callback is still there. Its epoch is compared with the mean of two epochs without it in the same round, one of
 each Trainer that has none; the median over the rounds comes with a 95 % interval, and that of the two without it shows
 the noise. On a busy machine that is larger than the aim; the time inside the callback's own hooks is measured too, as
-a share of the epoch it is spent in. An epoch of 16 tiny batches, as in the demo, shows the fixed costs; one of 8 batches
-of images as large as CIFAR's is still a short one.
+a share of the epoch it is spent in. An epoch of 16 tiny batches, as in the demo, shows the fixed costs; one of 8
+batches of images as large as CIFAR's is still a short one.
 """
 
 from __future__ import annotations
