@@ -6,9 +6,9 @@ Several Trainers fit the same network to the same batches, each in a thread of i
 each. Before the schedule all layers are dynamic and keep all their channels; after it the network is small and plain,
 and the callback is still there. Its epoch is compared with the mean of two epochs without it in the same round, one of
 each Trainer that has none; the median over the rounds comes with a 95 % interval, and that of the two without it shows
-the noise. On a busy machine that is larger than the aim; the time inside the callback's own hooks is measured too, as
-a share of the epoch it is spent in. An epoch of 16 tiny batches, as in the demo, shows the fixed costs; one of 8
-batches of images as large as CIFAR's is still a short one.
+the noise. It is the time of the processor, from which other work on the machine takes less away than from the clock;
+that inside the callback's own hooks stands beside it, as a share of the epoch. An epoch of 16 tiny batches, as in the
+demo, shows the fixed costs; one of 8 batches of images as large as CIFAR's is still a short one.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class HookClock:
 
     def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = time.process_time()
             result = hook(*args, **kwargs)
-            self.seconds += time.perf_counter() - start
+            self.seconds += time.process_time() - start
             return result
 
         return timed
@@ -100,7 +100,7 @@ class Begin(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.turns.wait(self.place)
-        self.start = time.perf_counter()
+        self.start = time.process_time()
 
 
 class End(Callback):
@@ -112,7 +112,7 @@ class End(Callback):
         self.shares: list[float] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds.append(time.perf_counter() - self.begin.start)
+        self.seconds.append(time.process_time() - self.begin.start)
         if self.clock is not None:
             self.shares.append(self.clock.take() / self.seconds[-1])
         self.begin.turns.end()
