@@ -34,7 +34,8 @@ def first_scores(scored: list[dict[str, Tensor]], name: Any, batch: int, **argum
     scored.clear()
     torch.manual_seed(0)
     model = arguments.pop("model", Smooth)()
-    fit = trainer(pruning(importance={"name": name, "batches": 24}), max_epochs=2, **arguments)
+    once = {"kind": "one_shot", "begin": 1}
+    fit = trainer(pruning(importance={"name": name, "batches": 24}, schedule=once), max_epochs=2, **arguments)
     fit.fit(model, DataLoader(data(), batch))
     return scored[0]
 
