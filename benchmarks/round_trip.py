@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -134,7 +135,7 @@ def _export(export: Callable[..., Path], model: nn.Module, args: tuple[Any, ...]
         try:
             export(model, args, path, dynamic_batch=batch == "any", tolerance=TOLERANCE)
         except ExportError as error:
-            refused = str(error)
+            refused = re.sub(rf"{re.escape(str(path.parent))}\S*/", "", str(error))  # the folder is no finding
             continue
         return {"batch": batch, "bytes": sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*"))}
     return {"refused": refused}

@@ -56,7 +56,6 @@ class AxisTable:
                 self._by_size.setdefault(len(axis), []).append((tensor, ordinal, axis))
                 found += inner.get(self.key(axis), ())
                 ordinal += 1
-        self._first: IntArray | None = None
         parts = (tensor.split(".") for tensor, rank in self._ranks.items() if rank)
         self._homes = {".".join(names[:k]) for names in parts for k in range(len(names))}
         self._sets: dict[int, frozenset[tuple[int, ...]]] = {}
@@ -130,10 +129,7 @@ class AxisTable:
 
     def labels_of(self, unit: UnitSpec) -> IntArray:
         """Return one label of each channel of a unit."""
-        if self._first is None:
-            self._first = np.zeros(self.closure.count, np.int64)
-            self._first[self.closure.classes[::-1]] = np.arange(len(self.closure.classes))[::-1]
-        labels: IntArray = self._first[unit.classes]
+        labels: IntArray = self.closure.first[unit.classes]
         return labels
 
     def _unit_sets(self, labels: IntArray) -> frozenset[tuple[int, ...]]:

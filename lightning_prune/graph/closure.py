@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -48,6 +49,13 @@ class Closure:
     def count(self) -> int:
         """Number of classes."""
         return len(self.frozen)
+
+    @cached_property
+    def first(self) -> IntArray:
+        """One label of every class, the first."""
+        first = np.zeros(self.count, np.int64)
+        first[self.classes[::-1]] = np.arange(len(self.classes))[::-1]
+        return first
 
     def living_by(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         """Return `(positions, classes)`: which classes each position of an axis lives by, several for a grid."""

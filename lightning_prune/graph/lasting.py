@@ -22,7 +22,6 @@ def find_lasting(trace: DenseTrace, closure: Closure) -> Iterator[tuple[IntArray
         trace: The dense trace.
         closure: Its classes.
     """
-    first = _first_labels(closure)
     for find, reason in (
         (_vital, "without it a whole tensor would be empty"),
         (_squares, "a grid of channels with themselves"),
@@ -31,7 +30,7 @@ def find_lasting(trace: DenseTrace, closure: Closure) -> Iterator[tuple[IntArray
         found = find(trace, closure)
         found = found[~closure.frozen[found]]
         if len(found):
-            yield first[found], reason
+            yield closure.first[found], reason
 
 
 def find_doubled(trace: DenseTrace, closure: Closure, units: Partition) -> list[tuple[IntArray, IntArray]]:
@@ -51,15 +50,7 @@ def find_doubled(trace: DenseTrace, closure: Closure, units: Partition) -> list[
             same = (np.diff(positions[order]) == 0) & (np.diff(owner[order]) == 0) & (owner[order][1:] >= 0)
             pairs = classes[order][:-1][same], classes[order][1:][same]
             found |= set(zip(*(half.tolist() for half in pairs), strict=True))
-    first = _first_labels(closure)
-    return [(first[[one]], first[[other]]) for one, other in sorted(found)]
-
-
-def _first_labels(closure: Closure) -> IntArray:
-    """Return one label of every class."""
-    first = np.zeros(closure.count, np.int64)
-    first[closure.classes[::-1]] = np.arange(len(closure.classes))[::-1]
-    return first
+    return [(closure.first[[one]], closure.first[[other]]) for one, other in sorted(found)]
 
 
 def _vital(trace: DenseTrace, closure: Closure) -> IntArray:
