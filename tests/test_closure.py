@@ -55,6 +55,24 @@ def test_binding_follows_what_meets() -> None:
 # Closure
 
 
+def test_bindings_of_whole_axes_and_of_parts_of_them_give_the_components_of_their_labels() -> None:
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        space = LabelSpace()
+        axes = [space.fresh(6) for _ in range(12)]
+        axes += [axis[rng.permutation(6)] for axis in axes[:2]]
+        parts = [axis[start : start + 3] for axis in axes for start in (0, 3)]
+        for alike in (axes, parts):
+            for _ in range(int(rng.integers(2, 12))):
+                space.bind(alike[int(rng.integers(len(alike)))], alike[int(rng.integers(len(alike)))], str)
+        expected = np.arange(space.size)
+        for _ in range(space.size):
+            for a, b in space.pairs:
+                expected[a] = expected[b] = np.minimum(expected[a], expected[b])
+        found = close(space, space.pairs, []).classes
+        assert found.tolist() == np.unique(expected, return_inverse=True)[1].tolist()
+
+
 def classes_of(closure: Closure, *values: int) -> list[bool]:
     """Return for each pair of neighbours whether they are one class."""
     found = closure.classes[labels(*values)]

@@ -86,13 +86,13 @@ def close(
     Returns:
         The smallest classes that satisfy every binding, freeze and product.
     """
-    classes = _components(np.arange(space.size), pairs)
+    bound = _forest(pairs)
+    classes = _components(space.size, *bound)
     _refine_grids(space, classes)
     if space.size > len(classes):  # some grids were split
-        classes = _components(np.arange(space.size), pairs)
+        classes = _components(space.size, *bound)
     products = space.products
-    seeds = np.concatenate([a for a, _ in frozen]) if frozen else np.zeros(0, np.int64)
-    causes = np.concatenate([np.full(len(a), r) for a, r in frozen]) if frozen else np.zeros(0, np.int64)
+    seeds, causes = _joined([a for a, _ in frozen]), _joined([np.full(len(a), r) for a, r in frozen])
     while True:
         state = _State(classes, seeds, causes)
         for product in products:
@@ -100,24 +100,51 @@ def close(
         state.bind_grids()
         if not state.pairs and not state.seeds:
             break
-        classes = _components(classes, state.pairs)
+        a, b = _forest(state.pairs)
+        classes = _components(len(state.frozen), classes[a], classes[b])[classes]
         seeds = np.concatenate([seeds, *state.seeds])
         causes = np.concatenate([causes, *state.causes])
     derived, factors = _factors(state, products)
     return Closure(classes, state.frozen, state.reason, factors, derived, tuple(products))
 
 
-def _components(classes: IntArray, pairs: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
-    """Merge classes along label pairs."""
-    pairs = {(a.tobytes(), b.tobytes()): (a, b) for a, b in pairs}.values()  # of every layer, and of every mode
-    if not pairs:
-        return classes
-    a, b = (classes[np.concatenate(side)] for side in zip(*pairs, strict=True))
+def _forest(pairs: Iterable[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray]:
+    """Return as few label pairs as bind the same: of axes that are bound as wholes, each to one other."""
+    above: dict[int, IntArray] = {}
+
+    def top(axis: IntArray) -> IntArray:
+        while (upper := above.setdefault(id(axis), axis)) is not axis:
+            above[id(axis)] = axis = above[id(upper)]
+        return axis
+
+    axes: list[IntArray] = []
+    for pair in pairs:
+        a, b = map(top, pair)
+        if a is not b and len(a):
+            if a[0] < b[0]:  # the one that came first is above
+                a, b = b, a
+            above[id(a)] = b
+            axes.append(a)
+    return _joined(axes), _joined([top(axis) for axis in axes])
+
+
+def _joined(arrays: Sequence[IntArray]) -> IntArray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+
+
+def _components(count: int, a: IntArray, b: IntArray) -> IntArray:
+    """Return the component of each of `count` nodes, where a[i] and b[i] are linked, numbered by their first nodes."""
+    low = np.arange(count)
+    low[np.maximum(a, b)] = np.minimum(a, b)  # one link of each node; nearly always it has one alone
+    while ((lower := low[low]) != low).any():
+        low = lower
+    found: IntArray = (np.cumsum(low == np.arange(count)) - 1)[low]
+    a, b = found[a], found[b]
     differ = a != b
-    count = int(classes.max()) + 1
-    links = coo_matrix((np.ones(int(differ.sum()), np.bool_), (a[differ], b[differ])), shape=(count, count))
-    merged: IntArray = connected_components(links, directed=False)[1].astype(np.int64)[classes]
-    return merged
+    if differ.any():
+        links = coo_matrix((np.ones(int(differ.sum()), np.bool_), (a[differ], b[differ])), shape=(count, count))
+        found = connected_components(links, directed=False)[1].astype(np.int64)[found]
+    return found
 
 
 class _State:
