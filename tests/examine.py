@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_prune.graph.sandbox import named_tensors
+from lightning_prune.graph.contents import named_tensors
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops import dynamic_ops, to_static_
 from tests.compare import full, outputs, scattered, statistics, zeroed_outputs

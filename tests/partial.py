@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.export import export_pruned
-from lightning_prune.graph.sandbox import tensors_within
+from lightning_prune.graph.contents import tensors_within
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.plan import KeepPlan
 from tests.compare import assert_same, full, scattered, zeroed_outputs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_prune.errors import PlanError
-from lightning_prune.graph.sandbox import tensors_within
+from lightning_prune.graph.contents import tensors_within
 from lightning_prune.importance import Importance, resolve_importance
 from lightning_prune.importance.axes import readers_of
 from lightning_prune.importance.observer import LossScale, MeansObserver

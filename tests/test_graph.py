@@ -155,7 +155,10 @@ def test_a_constant_tensor_that_is_viewed_twice_needs_no_real_data() -> None:
 
 
 def test_a_batch_of_one_is_doubled_for_statistics_of_the_batch() -> None:
-    model = nn.Sequential(nn.Linear(7, 12), nn.BatchNorm1d(12), nn.Linear(12, 5))
+    class Norm(nn.BatchNorm1d):
+        """Not one of torch's own, so that train mode is traced too."""
+
+    model = nn.Sequential(nn.Linear(7, 12), Norm(12), nn.Linear(12, 5))
     graph, trace = analyze(model, (torch.randn(1, 7),), {})
     assert set(trace.events) == {"eval", "train"}
     assert graph.notes == ()

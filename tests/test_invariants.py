@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_prune.checkpoint import KEY, load_pruned, structure_of
 from lightning_prune.export import export_pruned
-from lightning_prune.graph.sandbox import tensors_within
+from lightning_prune.graph.contents import tensors_within
 from lightning_prune.importance import resolve_importance
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops import OPS, DynamicOp, dynamic_ops

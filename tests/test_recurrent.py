@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import ops
-from lightning_prune.graph.sandbox import tensors_within
+from lightning_prune.graph.contents import tensors_within
 from lightning_prune.mutables import MutableChannel
 from lightning_prune.ops import DynamicOp, convert_, static_view
 from lightning_prune.ops.slicing import take

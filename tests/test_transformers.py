@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune import ChannelMutator, export_pruned
-from lightning_prune.graph.sandbox import tensors_within
+from lightning_prune.graph.contents import tensors_within
 from lightning_prune.ops import dynamic_ops
 from lightning_prune.plan import KeepPlan
 from tests.compare import assert_same, full, outputs, scattered, zeroed_outputs

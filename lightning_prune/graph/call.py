@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -20,6 +21,7 @@ _AXES = "_lightning_prune_axes"
 _PARAM = "_lightning_prune_param"
 _IF_READ = "_lightning_prune_if_read"
 _UNKNOWING = "written into a tensor without channels"
+_LEAVES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 _signatures: dict[Any, tuple[tuple[str, ...], dict[str, Any]]] = {}
 
 
@@ -71,7 +73,10 @@ def tensors_in(tree: Any) -> list[Tensor]:
         return []
     found: list[Tensor] = []
     for item in tree:  # pytree does the same for more kinds of container, at ten times the price
-        if isinstance(item, Tensor):
+        kind = type(item)
+        if kind in _LEAVES:  # nearly all: to ask the classes of tensors and mappings takes longer
+            continue
+        if kind is FakeTensor or isinstance(item, Tensor):
             found.append(item)
         elif isinstance(item, (list, tuple, Mapping)):
             found += tensors_in(item)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from lightning_prune.graph.contents import named_tensors, tensors_within
 from lightning_prune.graph.memos import CONTAINERS, tensors_below
-from lightning_prune.graph.sandbox import Sandbox, named_tensors, tensors_within
+from lightning_prune.graph.sandbox import Sandbox
 
 __all__ = ["Unwatched", "find_filled"]
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from lightning_prune.graph.channel_graph import unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.event import VIEWS
 from lightning_prune.graph.labels import IntArray, is_labelled
 from lightning_prune.graph.partition import Partition
-from lightning_prune.graph.trace import VIEWS, DenseTrace
+from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["find_doubled", "find_lasting", "find_vanishing"]
 

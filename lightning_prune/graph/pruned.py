@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray
+from lightning_prune.graph.contents import named_tensors
 from lightning_prune.graph.labels import FIXED, Axis, is_labelled
-from lightning_prune.graph.sandbox import named_tensors
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.graph.walk import name_tensor
 

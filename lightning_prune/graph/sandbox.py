@@ -5,63 +5,24 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_prune.graph.contents import named_modules, named_tensors, tensors_within
 from lightning_prune.graph.fakes import FakeMode
 from lightning_prune.graph.generators import global_generators, own_generators
 from lightning_prune.graph.held import Held
-from lightning_prune.graph.memos import CONTAINERS, differ, find_memos, refill
+from lightning_prune.graph.memos import find_memos
 from lightning_prune.graph.results import Results
+from lightning_prune.graph.snapshot import Snapshot, do_nothing, reset_caches
 
-__all__ = ["Absent", "Sandbox", "named_tensors", "reset_caches", "tensors_within"]
-
-_OWN = frozenset({"_parameters", "_buffers", "training"})
-_HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict)) - _OWN - {"_modules"}
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer once, under the first name it has."""
-    modules = [(f"{prefix}." if prefix else "", module) for prefix, module in model.named_modules()]
-    parameters = [(prefix + n, t) for prefix, m in modules for n, t in m._parameters.items()]
-    buffers = [(prefix + n, t) for prefix, m in modules for n, t in m._buffers.items()]
-    first = {id(t): (n, t) for n, t in [*parameters, *buffers][::-1] if t is not None}
-    return {n: t for n, t in [*parameters, *buffers] if t is not None and first[id(t)][0] == n}
-
-
-def tensors_within(value: Any, depth: int = 8) -> list[Tensor]:
-    """Return the tensors in any object: nested containers, dataclasses, plain objects; each once."""
-    found: dict[int, Tensor] = {}
-    seen: set[int] = set()
-
-    def walk(item: Any, level: int) -> None:
-        if isinstance(item, Tensor):
-            found.setdefault(id(item), item)
-            return
-        if level == 0 or id(item) in seen or isinstance(item, (str, bytes, int, float, type, nn.Module)):
-            return
-        seen.add(id(item))
-        if isinstance(item, Mapping):
-            children: Sequence[Any] = list(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            children = list(item)
-        elif is_dataclass(item):
-            children = [getattr(item, f.name) for f in fields(item)]
-        else:
-            slots = [n for cls in type(item).__mro__ for n in getattr(cls, "__slots__", ()) if isinstance(n, str)]
-            children = [*getattr(item, "__dict__", {}).values(), *(getattr(item, n, None) for n in slots)]
-        for child in children:
-            walk(child, level - 1)
-
-    walk(value, depth)
-    return list(found.values())
+__all__ = ["Sandbox"]
 
 
 def _is_object(value: Any) -> bool:
@@ -77,10 +38,6 @@ def _forward_names(model: nn.Module) -> set[str]:
         with suppress(TypeError, ValueError):  # a forward that is not Python has no signature
             names.update(inspect.signature(cls.forward).parameters)
     return names
-
-
-class Absent:
-    """Stands for an attribute that was not there; a class, so that copies know it."""
 
 
 @dataclass
@@ -250,7 +207,7 @@ class Sandbox:
                 if "_flat_weights" in module.__dict__:  # an RNN reads its parameters from this list
                     listed = module.__dict__["_flat_weights"]
                     module.__dict__["_flat_weights"] = [t if t is None else tensors.get(id(t), t) for t in listed]
-                    module.__dict__["flatten_parameters"] = _do_nothing  # it moves the memory of real weights
+                    module.__dict__["flatten_parameters"] = do_nothing  # it moves the memory of real weights
             for (name, attribute), value in (attributes or {}).items():
                 modules[name].__dict__[attribute] = value
             if self.fake:
@@ -262,113 +219,31 @@ class Sandbox:
     @contextmanager
     def _restored(self, rewritten: Mapping[str, Sequence[str]]) -> Iterator[dict[str, nn.Module]]:
         """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
-        named = dict(self.model.named_modules())
+        named = named_modules(self.model)
         scripted = [m for m in named.values() if isinstance(m, torch.jit.ScriptModule)]
         flags = [m.training for m in scripted]
         buffers = [(b, b.detach().clone()) for m in scripted for b in m.buffers(recurse=False)]
-        modules = {name: m for name, m in named.items() if not isinstance(m, torch.jit.ScriptModule)}
-        saved = {name: dict(module.__dict__) for name, module in modules.items()}
-        contents = {name: _copied(attributes) for name, attributes in saved.items()}
-        no_hooks = [held for attributes in saved.values() for key in _HOOKS if not (held := attributes.get(key))]
-        random_state = [*global_generators(), *own_generators(saved.values())]
+        snapshots = [Snapshot(n, m) for n, m in named.items() if not isinstance(m, torch.jit.ScriptModule)]
+        generators = [*global_generators(), *own_generators(v for s in snapshots for v in s.objects)]
         try:
-            for generator in random_state:
+            for generator in generators:
                 generator.seed(0)  # of every run: a model that skips blocks at random skips the same ones
             yield named
         finally:
-            for generator in random_state:
+            for generator in generators:
                 generator.restore()
             for module, flag in zip(scripted, flags, strict=True):
                 module.training = flag
             for buffer, values in buffers:
                 buffer.detach().copy_(values)
-            for name, module in modules.items():
-                self._put_back(name, module.__dict__, saved[name], contents[name], {*_OWN, *rewritten.get(name, ())})
-            for hooks in no_hooks:
-                if hooks:
-                    hooks.clear()
-            for container, copy in (pair for held in contents.values() for pair in held.values()):
-                if differ(container, copy):
-                    refill(container, copy)
+            changed = [s for s in snapshots if s.put_back(rewritten.get(s.name, ()), self._note_change)]
+            for snapshot in changed:
+                snapshot.refill()
 
-    def _put_back(
-        self,
-        name: str,
-        now: dict[str, Any],
-        before: Mapping[str, Any],
-        contents: Mapping[str, tuple[Any, Any]],
-        set_here: Collection[str],
-    ) -> None:
-        """Give a module its attributes back; remember what the model changed of them.
-
-        Args:
-            name: Of the module.
-            now: Its attributes.
-            before: What they were.
-            contents: `attribute -> (container, what it held)`.
-            set_here: Attributes that the run was given.
-        """
-        for key in set_here:
-            if key in before:
-                now[key] = before[key]
-            else:
-                now.pop(key, None)  # a compiled module has no flag of its own
-        changed = now.keys() != before.keys() or not all(map(is_, now.values(), before.values()))
-        if changed or any(differ(held, copy) for held, copy in contents.values()):
-            self._note_changes(name, now, before, contents)
-            now.clear()
-            now.update(before)
-
-    def _note_changes(
-        self,
-        name: str,
-        now: Mapping[str, Any],
-        before: Mapping[str, Any],
-        contents: Mapping[str, tuple[Any, Any]],
-    ) -> None:
-        """Remember what a run changed in a module, if tensors are among it: then flags and sizes go with them."""
-        changed: dict[str, Any] = {}
-        other = [key for key, value in now.items() if before.get(key, Absent) is not value]
-        filled = [key for key, (held, copy) in contents.items() if now.get(key) is held and differ(held, copy)]
-        for key in [*other, *(before.keys() - now.keys()), *filled]:
-            if key.startswith("_flat_weight") or now.get(key) is _do_nothing:  # an RNN lists its weights
-                continue
-            value, later = before.get(key, Absent), now.get(key, Absent)
-            container, copy = contents.get(key, (None, value))
-            same = later is value or (isinstance(value, (bool, int, float, str)) and later == value)
-            if not same or differ(container, copy if container is not None else None):
-                changed[key] = copy
-        if tensors_within([now.get(key) for key in changed]):
-            for key, value in changed.items():
-                self.caches.setdefault((name, key), value)
-
-
-def _copied(attributes: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return `attribute -> (container, copy of it)` of the containers of a module, less those that tell nothing."""
-    names = [*(attributes.keys() - _HOOKS - _OWN), *(key for key in _HOOKS if attributes.get(key))]
-    return {key: (value, value.copy()) for key in names if isinstance(value := attributes[key], CONTAINERS)}
-
-
-def _do_nothing() -> None:
-    """Stand in for a method that has no place in a trace."""
-
-
-def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> None:
-    """Put lazy caches back to what they were before the first trace: they may hold tensors of another structure.
-
-    Args:
-        model: The model.
-        caches: `(module name, attribute) -> value, or a copy of a container` (see `Sandbox`).
-    """
-    modules = dict(model.named_modules()) if caches else {}
-    for (name, attribute), value in caches.items():
-        held = modules[name].__dict__
-        if value is Absent:
-            held.pop(attribute, None)
-        elif isinstance(value, CONTAINERS) and type(held.get(attribute)) is type(value):
-            refill(held[attribute], value)
-        else:
-            held[attribute] = value.copy() if isinstance(value, CONTAINERS) else value
+    def _note_change(self, name: str, changed: Mapping[str, Any]) -> None:
+        """Remember what was in attributes that a run changed: they are lazy caches."""
+        for key, value in changed.items():
+            self.caches.setdefault((name, key), value)
 
 
 @contextmanager

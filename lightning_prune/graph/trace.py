@@ -24,77 +24,21 @@ from lightning_prune.graph.call import (
     set_axes,
     tensors_in,
 )
+from lightning_prune.graph.contents import named_tensors
 from lightning_prune.graph.decisions import choice_of
+from lightning_prune.graph.event import VIEWS, Event
 from lightning_prune.graph.filled import Unwatched, find_filled
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, mark_written, storage_of, written_dims
+from lightning_prune.graph.modes import same_program, watched_mode
 from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry, check_rules
 from lightning_prune.graph.rules.indexing import unknown
-from lightning_prune.graph.sandbox import Sandbox, named_tensors
+from lightning_prune.graph.sandbox import Sandbox
 from lightning_prune.graph.walk import UNKNOWN, Walk, name_tensor
 from lightning_prune.graph.zeros import copy_zeroed, mark_zeroed, spread_zeros
 
-__all__ = ["VIEWS", "DenseTrace", "Event", "trace_model"]
-
-VIEWS = frozenset(
-    f"aten::{n}"
-    for n in (
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "t",
-        "slice",
-        "squeeze",
-        "unsqueeze",
-        "flatten",
-        "unflatten",
-        "split",
-        "chunk",
-        "split_with_sizes",
-        "expand",
-        "select",
-    )
-)
-
-
-@dataclass(frozen=True)
-class Event:
-    """One op of the dense program.
-
-    Args:
-        name: Schema name without overload.
-        entry: Its rule.
-        scalars: Arguments that are neither tensors nor sizes.
-        sizes: Arguments that are sizes, of an op that takes indices.
-        inputs: Which value each tensor argument is.
-        in_axes: Axes of each tensor argument before the op.
-        out_axes: Axes of each tensor result.
-        out_shapes: Shape of each tensor result.
-        pins: `(tensor argument, axis)` whose size must not change though it carries no labels.
-        costs: Products of axis sizes: the multiply-adds.
-        widths: Bytes per element of each tensor result; 0 for views and results written in place.
-        out_kinds: Dtype and device of each tensor result.
-        container: List or tuple, where the op returns one of tensors alone.
-        chosen: What it returned, of an op that finds places by values, on real tensors.
-    """
-
-    name: str
-    entry: RuleEntry
-    scalars: tuple[tuple[str, Any], ...]
-    sizes: tuple[Any, ...]
-    inputs: tuple[Any, ...]
-    in_axes: tuple[tuple[Axis, ...], ...]
-    in_shapes: tuple[tuple[int, ...], ...]
-    out_axes: tuple[tuple[Axis, ...], ...]
-    out_shapes: tuple[tuple[int, ...], ...]
-    pins: tuple[tuple[int, int], ...]
-    costs: tuple[tuple[tuple[int, Axis], ...], ...]
-    widths: tuple[int, ...]
-    out_kinds: tuple[tuple[torch.dtype, torch.device], ...]
-    container: type | None
-    chosen: tuple[Tensor, ...] = ()
+__all__ = ["DenseTrace", "Event", "trace_model"]
 
 
 class Recorder(Walk):
@@ -205,7 +149,7 @@ class DenseTrace:
         kwargs: Keyword example input.
         space: The labels.
         axes: Tensor name -> its axes.
-        events: Mode ("eval", "train") -> log.
+        events: Mode ("eval", "train") -> log; train mode only where it may run other ops.
         out_shapes: Mode -> shapes of the model's outputs.
         read: Names of the parameters and buffers that some op read.
         unknown: Op without a rule -> how often it was met.
@@ -251,7 +195,7 @@ def trace_model(
     kwargs: Mapping[str, Any],
     rules: Mapping[str, Rule | RuleEntry] | None = None,
 ) -> DenseTrace:
-    """Trace a model in eval and in train mode into one set of labels.
+    """Trace a model in eval mode, and in train mode where that may differ, into one set of labels.
 
     Args:
         model: Any module, with its own classes (no dynamic ops in the way). Unchanged afterwards.
@@ -320,8 +264,10 @@ def _trace(
     _label(trace)
     if not sandbox.fake:
         trace.real = {"eval", "train"}
-    _record(trace, "eval")
-    _record_train(trace)
+    with watched_mode() as readers:
+        _record(trace, "eval")
+    if readers is None or not same_program(readers.values(), trace.events["eval"]):
+        _record_train(trace)
     return trace
 
 

@@ -42,6 +42,10 @@ class Walk(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled during a run, so that there is nothing to keep out of each op
+
     def __init__(self, rules: Mapping[str, RuleEntry], results: Results | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
         self.rules = rules

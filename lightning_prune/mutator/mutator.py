@@ -14,7 +14,7 @@ from lightning_prune.errors import ConfigError, PlanError, TraceError, did_you_m
 from lightning_prune.graph import ChannelGraph, Cost, analyze, certify_kept
 from lightning_prune.graph.call import Rule
 from lightning_prune.graph.rules import RuleEntry, check_rules
-from lightning_prune.graph.sandbox import reset_caches
+from lightning_prune.graph.snapshot import reset_caches
 from lightning_prune.graph.trace import DenseTrace
 from lightning_prune.mutator import config as written
 from lightning_prune.mutator import wiring

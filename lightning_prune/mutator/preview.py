@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_prune.graph.sandbox import reset_caches
+from lightning_prune.graph.snapshot import reset_caches
 from lightning_prune.mutator.arguments import check_plan
 from lightning_prune.mutator.mutator import ChannelMutator
 from lightning_prune.ops import to_static_

@@ -15,7 +15,7 @@ from lightning_prune.errors import ConfigError
 from lightning_prune.graph import ChannelGraph
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.memos import CONTAINERS
-from lightning_prune.graph.sandbox import Absent
+from lightning_prune.graph.snapshot import Absent
 from lightning_prune.mutables import MutableChannelContainer
 from lightning_prune.ops import DynamicOp, convert_, dynamic_ops
 from lightning_prune.ops.caches import EMPTY, GONE, is_cache_entry, remember_caches_

@@ -42,7 +42,7 @@ def attend(
     mask = _mask(query, key_padding_mask, attn_mask, is_causal, module.num_heads)
     q, k, v, mask = _with_extra_keys(module, q, k, v, mask)
     q, k, v = (t.unflatten(-1, (module.num_heads, module.head_dim)).permute(1, 2, 0, 3) for t in (q, k, v))
-    dropout = module.dropout if module.training else 0.0
+    dropout = module.dropout if module.dropout and module.training else 0.0
     weights = None
     if need_weights:
         scores = torch.matmul(q * module.scale, k.transpose(-2, -1))

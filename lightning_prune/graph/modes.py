@@ -1,0 +1,66 @@
+"""Who asks for the mode of a model: where only layers of torch do that run the same program in both, one trace does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from lightning_prune.graph.event import Event
+from lightning_prune.graph.labels import is_labelled
+
+__all__ = ["same_program", "watched_mode"]
+
+# in train mode they work out other values, of the same shapes, from the same axes
+_SAME_PROGRAM = frozenset(
+    {
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    }
+)
+
+
+@contextmanager
+def watched_mode() -> Iterator[dict[int, nn.Module] | None]:
+    """Collect the modules whose `training` somebody reads, by id; None where another thread is collecting."""
+    if "training" in vars(nn.Module):
+        yield None
+        return
+    readers: dict[int, nn.Module] = {}
+
+    def read(module: nn.Module) -> Any:
+        readers[id(module)] = module
+        if "training" not in module.__dict__:  # as a compiled one
+            raise AttributeError("training")
+        return module.__dict__["training"]
+
+    def write(module: nn.Module, value: Any) -> None:
+        module.__dict__["training"] = value
+
+    # a property of the class goes before what is in a module's own dict
+    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    try:
+        yield readers
+    finally:
+        del nn.Module.training
+
+
+def same_program(readers: Iterable[nn.Module], events: Iterable[Event]) -> bool:
+    """Return whether modules that asked for their mode do to every channel in both what they do in one.
+
+    Args:
+        readers: All that asked.
+        events: The log of eval mode.
+    """
+    if _has_any_global_hook() or not all(type(m) in _SAME_PROGRAM and not _is_changed(m) for m in readers):
+        return False
+    norms = (e.in_axes[0] for e in events if e.name == "aten::batch_norm")
+    # statistics of the batch are over all axes but one
+    return not any(is_labelled(axis) for axes in norms for axis in (axes[0], *axes[2:]))
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
