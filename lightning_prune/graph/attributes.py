@@ -131,7 +131,7 @@ class _Factors:
             fits = [factor for factor in sized if self._has_role(factor, entry.factor)]
         else:
             fits = [axis] if len(axis) == length else sized
-        distinct = {self.closure.classes[factor].tobytes(): factor for factor in fits}
+        distinct = self.closure.strands(fits)
         if len(distinct) == 1:
             return fits[0]
         have = f"several factors of {length}" if distinct else f"{len(axis)} channels and no factor of {length}"
@@ -151,9 +151,8 @@ class _Factors:
         return axes[entry.dim] if axes else None
 
     def _split(self, axis: IntArray) -> Iterator[IntArray]:
-        flat = self.closure.classes[axis].tobytes()
         for product in self.closure.products:
-            if self.closure.classes[product.flat].tobytes() == flat:
+            if self.closure.along(product.flat) is self.closure.along(axis):
                 yield from product.axes
 
     def _has_role(self, factor: IntArray, role: str) -> bool:

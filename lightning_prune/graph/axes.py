@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lightning_prune.graph.channel_graph import UnitSpec, unit_sets
-from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.closure import BoolArray, Closure, Strand
 from lightning_prune.graph.labels import IntArray, is_labelled
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
@@ -61,9 +61,9 @@ class AxisTable:
         self._sets: dict[int, frozenset[tuple[int, ...]]] = {}
         self._found: dict[tuple[str, int, View], IntArray | None] = {}
 
-    def _inner_axes(self, trace: DenseTrace) -> dict[bytes, list[IntArray]]:
+    def _inner_axes(self, trace: DenseTrace) -> dict[Strand, list[IntArray]]:
         """Return for each axis the factors of its grids, and the parts that some op cuts it into."""
-        inner: dict[bytes, dict[bytes, IntArray]] = {}
+        inner: dict[Strand, dict[Strand, IntArray]] = {}
         for product in self.closure.products:
             inner.setdefault(self.key(product.flat), {}).update((self.key(a), a) for a in product.axes)
         for event in (e for events in trace.events.values() for e in events if e.entry.index and len(e.in_axes) == 1):
@@ -73,9 +73,9 @@ class AxisTable:
                         inner.setdefault(self.key(axis), {}).setdefault(self.key(part), part)
         return {key: list(axes.values()) for key, axes in inner.items()}
 
-    def key(self, labels: IntArray) -> bytes:
+    def key(self, labels: IntArray) -> Strand:
         """Return what is equal for axes of the same channels."""
-        return self.closure.classes[labels].tobytes()
+        return self.closure.along(labels)
 
     def view(self, module: str, labels: IntArray) -> View:
         """Describe an axis as seen from a module, or from the nearest around it that has any."""
@@ -122,7 +122,7 @@ class AxisTable:
 
     def unit_of(self, labels: IntArray) -> UnitSpec | None:
         """Return the unit that every position of an axis lives by, and no other; None where there is none."""
-        sets = unit_sets(self.closure, self.units.owner, labels)
+        sets = unit_sets(self.key(labels), self.units.owner)
         if len(sets) != 1 or len(sets[0][0]) != 1 or sets[0][1] != len(labels):
             return None
         return self.units.units[sets[0][0][0]]
@@ -136,7 +136,7 @@ class AxisTable:
         """Return the sets of units that positions of an axis live by."""
         known = self._sets.get(id(labels))
         if known is None:
-            sets = unit_sets(self.closure, self.units.owner, labels)
+            sets = unit_sets(self.key(labels), self.units.owner)
             known = self._sets[id(labels)] = frozenset(members for members, _ in sets)
         return known
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.closure import BoolArray, Closure, Strand
 from lightning_prune.graph.cost import CostModel
 from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
 
@@ -84,7 +84,7 @@ def home_of(layer: str) -> str:
         >>> home_of("body.0.parametrizations.weight.0"), home_of("body.0")
         ('body.0', 'body.0')
     """
-    return re.sub(r"(^|\.)parametrizations\..*", "", layer)
+    return re.sub(r"(^|\.)parametrizations\..*", "", layer) if "parametrizations." in layer else layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class ChannelGraph:
     caches: Mapping[tuple[str, str], Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unknown: Mapping[str, int] = field(default_factory=dict)
-    _spans: dict[bytes, Spans] = field(default_factory=dict, init=False, repr=False)  # many axes have the same classes
+    _spans: dict[Strand, Spans] = field(default_factory=dict, init=False, repr=False)
 
     def alive(self, kept: Mapping[str, IntArray]) -> BoolArray:
         """Return per label whether it lives when the named units keep only the given channels."""
@@ -175,28 +175,25 @@ class ChannelGraph:
         """
         if not is_labelled(axis):
             return ()
-        key = self.closure.classes[axis].tobytes()
-        if key not in self._spans:
-            self._spans[key] = tuple(
+        strand = self.closure.along(axis)
+        if strand not in self._spans:
+            self._spans[strand] = tuple(
                 (self.units[unit], int(run[0]), int(run[-1]) + 1, channels[np.searchsorted(positions, run)])
-                for unit, positions, channels in runs_along(self.closure, self.owner, self.channel, axis)
+                for unit, positions, channels in runs_along(strand, self.owner, self.channel)
                 for run in np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
             )
-        return self._spans[key]
+        return self._spans[strand]
 
 
-def runs_along(
-    closure: Closure, owner: IntArray, channel: IntArray, labels: IntArray
-) -> list[tuple[int, IntArray, IntArray]]:
+def runs_along(strand: Strand, owner: IntArray, channel: IntArray) -> list[tuple[int, IntArray, IntArray]]:
     """Return `(unit number, positions, channels)` of every unit that runs through an axis.
 
     Args:
-        closure: The classes.
+        strand: The channels along the axis.
         owner: Per class, the number of its unit, -1 for none.
         channel: Per class, its channel in that unit.
-        labels: The axis.
     """
-    positions, factors = closure.living_by(labels)
+    positions, factors = strand.positions, strand.living
     inside = owner[factors] >= 0
     positions, factors = positions[inside], factors[inside]
     order = np.lexsort((positions, owner[factors]))
@@ -210,26 +207,23 @@ def runs_along(
     ]
 
 
-def unit_sets(closure: Closure, owner: IntArray, labels: IntArray) -> list[tuple[tuple[int, ...], int]]:
+def unit_sets(strand: Strand, owner: IntArray) -> list[tuple[tuple[int, ...], int]]:
     """Return `(units, positions)`: how many positions of an axis live by each set of units; frozen ones are left out.
 
     Args:
-        closure: The classes.
+        strand: The channels along the axis.
         owner: Per class, the number of its unit, -1 for none.
-        labels: The axis.
     """
-    positions, factors = closure.living_by(labels)
-    units = owner[factors]
-    positions, units = positions[units >= 0], units[units >= 0]
-    if len(units) and (units == units[0]).all() and (np.diff(positions) > 0).all():  # the usual case, at once
-        return [((int(units[0]),), len(positions))]
-    order = np.lexsort((units, positions))
-    positions, units = positions[order], units[order]
+    units = owner[strand.living]
+    positions, units = strand.positions[units >= 0], units[units >= 0]
     starts = np.flatnonzero(np.diff(positions, prepend=-1))
     widths = np.diff(starts, append=len(positions))
     found: list[tuple[tuple[int, ...], int]] = []
     for width in np.unique(widths).tolist():  # positions that live by one unit, by two, ...
-        sets = units[starts[widths == width][:, None] + np.arange(width)]
+        sets = np.sort(units[starts[widths == width][:, None] + np.arange(width)])
+        if (sets == sets[0]).all():  # the usual case, at once
+            found.append((tuple(sets[0].tolist()), len(sets)))
+            continue
         members, counts = np.unique(sets, axis=0, return_counts=True)
         found += zip(map(tuple, members.tolist()), counts.tolist(), strict=True)
     return found

@@ -5,7 +5,7 @@ All on arrays: connected components over label pairs, then products until nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -16,11 +16,31 @@ import numpy.typing as npt
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from lightning_prune.graph.labels import IntArray, LabelSpace, Product
+from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, Product, is_labelled
 
-__all__ = ["Closure", "close"]
+__all__ = ["Closure", "Strand", "close"]
 
 BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Strand:
+    """The channels along an axis: one object for all axes of the same channels.
+
+    Args:
+        classes: Class of each position.
+        positions: Int64 `[n]`, ascending.
+        living: Int64 `[n]`, a class that the position lives by: itself, but for a grid, which lives by several.
+    """
+
+    classes: IntArray
+    positions: IntArray
+    living: IntArray
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether some position lives by several classes."""
+        return len(self.positions) > len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,8 @@ class Closure:
     factors: csr_matrix
     derived: BoolArray
     products: tuple[Product, ...]
-    _grids: dict[bytes, tuple[IntArray, IntArray]] = field(default_factory=dict, repr=False)
+    _strands: dict[bytes, Strand] = field(default_factory=dict, repr=False)
+    _along: dict[int, tuple[IntArray, Strand]] = field(default_factory=dict, repr=False)  # by the id of an axis
 
     @property
     def count(self) -> int:
@@ -57,16 +78,32 @@ class Closure:
         first[self.classes[::-1]] = np.arange(len(self.classes))[::-1]
         return first
 
+    def along(self, labels: IntArray) -> Strand:
+        """Return the channels along an axis."""
+        axis, strand = self._along.get(id(labels), (None, None))
+        if axis is not labels or strand is None:  # a copy of this object has the numbers of other arrays
+            strand = self._strand(self.classes[labels])
+            self._along[id(labels)] = labels, strand
+        return strand
+
+    def _strand(self, classes: IntArray) -> Strand:
+        key = classes.tobytes()
+        if key not in self._strands:
+            positions, living = np.arange(len(classes)), classes
+            if self.derived[classes].any():
+                rows = self.factors[classes].tocoo()
+                positions, living = rows.row.astype(np.int64), rows.col.astype(np.int64)
+            self._strands[key] = Strand(classes, positions, living)
+        return self._strands[key]
+
+    def strands(self, axes: Iterable[Axis]) -> Collection[Strand]:
+        """Return each strand along some axes once, in their order."""
+        return dict.fromkeys(self.along(axis) for axis in axes if is_labelled(axis)).keys()
+
     def living_by(self, labels: IntArray) -> tuple[IntArray, IntArray]:
         """Return `(positions, classes)`: which classes each position of an axis lives by, several for a grid."""
-        classes = self.classes[labels]
-        if not self.derived[classes].any():
-            return np.arange(len(labels)), classes
-        key = classes.tobytes()  # many axes are the same channels
-        if key not in self._grids:
-            rows = self.factors[classes].tocoo()
-            self._grids[key] = rows.row.astype(np.int64), rows.col.astype(np.int64)
-        return self._grids[key]
+        strand = self.along(labels)
+        return strand.positions, strand.living
 
     def alive(self, dead: BoolArray) -> BoolArray:
         """Return per label whether it lives when the given classes are removed."""
@@ -87,10 +124,11 @@ def close(
         The smallest classes that satisfy every binding, freeze and product.
     """
     bound = _forest(pairs)
-    classes = _components(space.size, *bound)
+    a, b = _joined([axis for axis, _ in bound]), _joined([other for _, other in bound])
+    classes = _components(space.size, a, b)
     _refine_grids(space, classes)
     if space.size > len(classes):  # some grids were split
-        classes = _components(space.size, *bound)
+        classes = _components(space.size, a, b)
     products = space.products
     seeds, causes = _joined([a for a, _ in frozen]), _joined([np.full(len(a), r) for a, r in frozen])
     while True:
@@ -100,16 +138,19 @@ def close(
         state.bind_grids()
         if not state.pairs and not state.seeds:
             break
-        a, b = _forest(state.pairs)
-        classes = _components(len(state.frozen), classes[a], classes[b])[classes]
+        a, b = (classes[_joined([pair[side] for pair in state.pairs])] for side in (0, 1))
+        classes = _components(len(state.frozen), a, b)[classes]
         seeds = np.concatenate([seeds, *state.seeds])
         causes = np.concatenate([causes, *state.causes])
     derived, factors = _factors(state, products)
-    return Closure(classes, state.frozen, state.reason, factors, derived, tuple(products))
+    closure = Closure(classes, state.frozen, state.reason, factors, derived, tuple(products))
+    for axis, other in bound:
+        closure._along[id(axis)] = axis, closure.along(other)
+    return closure
 
 
-def _forest(pairs: Iterable[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntArray]:
-    """Return as few label pairs as bind the same: of axes that are bound as wholes, each to one other."""
+def _forest(pairs: Iterable[tuple[IntArray, IntArray]]) -> list[tuple[IntArray, IntArray]]:
+    """Return as few pairs as bind the same: each axis but one of those that are bound as wholes, with that one."""
     above: dict[int, IntArray] = {}
 
     def top(axis: IntArray) -> IntArray:
@@ -125,7 +166,7 @@ def _forest(pairs: Iterable[tuple[IntArray, IntArray]]) -> tuple[IntArray, IntAr
                 a, b = b, a
             above[id(a)] = b
             axes.append(a)
-    return _joined(axes), _joined([top(axis) for axis in axes])
+    return [(axis, top(axis)) for axis in axes]
 
 
 def _joined(arrays: Sequence[IntArray]) -> IntArray:
@@ -134,15 +175,18 @@ def _joined(arrays: Sequence[IntArray]) -> IntArray:
 
 def _components(count: int, a: IntArray, b: IntArray) -> IntArray:
     """Return the component of each of `count` nodes, where a[i] and b[i] are linked, numbered by their first nodes."""
-    low = np.arange(count)
-    low[np.maximum(a, b)] = np.minimum(a, b)  # one link of each node; nearly always it has one alone
+    nodes = np.arange(count)
+    low = nodes.copy()
+    low[a] = np.minimum(a, b)  # one link of each node; nearly always it has one alone
+    others = low[a] != b
     while ((lower := low[low]) != low).any():
         low = lower
-    found: IntArray = (np.cumsum(low == np.arange(count)) - 1)[low]
-    a, b = found[a], found[b]
-    differ = a != b
-    if differ.any():
-        links = coo_matrix((np.ones(int(differ.sum()), np.bool_), (a[differ], b[differ])), shape=(count, count))
+    first = np.flatnonzero(low == nodes)
+    nodes[first] = np.arange(len(first))
+    found: IntArray = nodes[low]
+    a, b = found[a[others]], found[b[others]]
+    if (a != b).any():
+        links = coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(len(first), len(first)))
         found = connected_components(links, directed=False)[1].astype(np.int64)[found]
     return found
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lightning_prune.graph.channel_graph import FrozenAxis
-from lightning_prune.graph.closure import Closure
+from lightning_prune.graph.closure import Closure, Strand
 from lightning_prune.graph.labels import IntArray, is_labelled
 from lightning_prune.graph.trace import DenseTrace
 
@@ -32,22 +32,25 @@ def find_frozen(
         owner: Per class, the number of its unit, -1 for none.
         parameters: Names of the tensors that are parameters.
     """
-    frozen, factors = [], _stuck_factors(trace, closure, reasons)
-    for name, axes in trace.axes.items():
-        for dim, axis in enumerate(axes):
-            if not is_labelled(axis) or name not in parameters:
-                continue
-            classes = closure.classes[axis]
-            stuck = np.ones(len(axis), np.bool_)
-            positions, living = closure.living_by(axis)
-            stuck[positions[owner[living] >= 0]] = False
-            if stuck.any():
-                text = _why(closure, reasons, classes[stuck])
-                if not text.startswith("a spatial axis"):  # kernel sizes: nobody expects those to go
-                    frozen.append(FrozenAxis(name, dim, int(stuck.sum()), text))
-            if not stuck.all():
-                frozen += [FrozenAxis(name, dim, len(axis), said) for said in _said_of(classes, factors)]
-    return tuple(frozen)
+    factors = _stuck_factors(trace, closure, reasons)
+    own = [(name, dim, a) for name, axes in trace.axes.items() if name in parameters for dim, a in enumerate(axes)]
+    said: dict[Strand, list[tuple[int, str]]] = {}
+    for strand in closure.strands(axis for _, _, axis in own):
+        stuck = np.ones(len(strand.classes), np.bool_)
+        stuck[strand.positions[owner[strand.living] >= 0]] = False
+        told = said[strand] = []
+        if stuck.any():
+            text = _why(closure, reasons, strand.classes[stuck])
+            if not text.startswith("a spatial axis"):  # kernel sizes: nobody expects those to go
+                told.append((int(stuck.sum()), text))
+        if not stuck.all():
+            told += [(len(stuck), text) for text in _said_of(strand.classes, factors)]
+    return tuple(
+        FrozenAxis(name, dim, size, text)
+        for name, dim, axis in own
+        if is_labelled(axis)
+        for size, text in said[closure.along(axis)]
+    )
 
 
 def _why(closure: Closure, reasons: Sequence[str], classes: IntArray) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from lightning_prune.graph.channel_graph import unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.event import VIEWS
-from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 
@@ -43,13 +43,12 @@ def find_doubled(trace: DenseTrace, closure: Closure, units: Partition) -> list[
         units: The units.
     """
     found: set[tuple[int, int]] = set()
-    for axis in (axis for axes in trace.axes.values() for axis in axes if is_labelled(axis)):
-        positions, classes = closure.living_by(axis)
-        if len(positions) > len(axis):  # a grid
-            owner = units.owner[classes]
-            order = np.lexsort((owner, positions))
-            same = (np.diff(positions[order]) == 0) & (np.diff(owner[order]) == 0) & (owner[order][1:] >= 0)
-            pairs = classes[order][:-1][same], classes[order][1:][same]
+    for strand in closure.strands(axis for axes in trace.axes.values() for axis in axes):
+        if strand.is_grid:
+            owner = units.owner[strand.living]
+            order = np.lexsort((owner, strand.positions))
+            same = (np.diff(strand.positions[order]) == 0) & (np.diff(owner[order]) == 0) & (owner[order][1:] >= 0)
+            pairs = strand.living[order][:-1][same], strand.living[order][1:][same]
             found |= set(zip(*(half.tolist() for half in pairs), strict=True))
     return [(closure.first[[one]], closure.first[[other]]) for one, other in sorted(found)]
 
@@ -57,16 +56,14 @@ def find_doubled(trace: DenseTrace, closure: Closure, units: Partition) -> list[
 def _vital(trace: DenseTrace, closure: Closure) -> IntArray:
     """Return every class that all positions of some axis live by."""
     vital: list[int] = []
-    for axes in trace.axes.values():
-        for axis in axes:
-            if is_labelled(axis):
-                positions, classes = closure.living_by(axis)
-                if len(positions) == len(axis):  # no grid: vital only if the whole axis is one class
-                    found = classes[:1] if (classes == classes[0]).all() else classes[:0]
-                else:
-                    values, counts = np.unique(classes, return_counts=True)
-                    found = values[counts == len(axis)]
-                vital += found[~closure.frozen[found]].tolist()
+    for strand in closure.strands(axis for axes in trace.axes.values() for axis in axes):
+        classes = strand.classes
+        if strand.is_grid:
+            values, counts = np.unique(strand.living, return_counts=True)
+            found = values[counts == len(classes)]
+        else:  # vital only if the whole axis is one class
+            found = classes[:1] if (classes == classes[0]).all() else classes[:0]
+        vital += found[~closure.frozen[found]].tolist()
     return np.unique(np.array(vital, np.int64))
 
 
@@ -82,20 +79,14 @@ def _squares(trace: DenseTrace, closure: Closure) -> IntArray:
 
 def _unread(trace: DenseTrace, closure: Closure) -> IntArray:
     """Return the classes that only views and slices see: a longer input would read what this one leaves out."""
+    events = (e for events in trace.events.values() for e in events if not e.entry.index and e.name not in VIEWS)
     read: BoolArray = np.zeros(closure.count, np.bool_)
-    seen: set[int] = set()
-    for event in (e for events in trace.events.values() for e in events):
-        if not event.entry.index and event.name not in VIEWS:
-            for axis in (a for axes in event.in_axes for a in axes):
-                if is_labelled(axis) and id(axis) not in seen:
-                    seen.add(id(axis))
-                    read[closure.classes[axis]] = True
+    for strand in closure.strands(axis for event in events for axes in event.in_axes for axis in axes):
+        read[strand.classes] = True
     read |= np.asarray(closure.factors.T @ read.astype(np.int32) > 0)
     held: BoolArray = np.zeros(closure.count, np.bool_)
-    for name, axes in trace.axes.items():
-        for axis in axes if name in trace.read else ():
-            if is_labelled(axis):
-                held[closure.living_by(axis)[1]] = True
+    for strand in closure.strands(a for name, axes in trace.axes.items() if name in trace.read for a in axes):
+        held[strand.living] = True
     return np.flatnonzero(held & ~read)
 
 
@@ -111,12 +102,14 @@ def find_vanishing(closure: Closure, units: Partition, axes: Iterable[IntArray])
     """
     full = np.array([unit.num_channels for unit in units.units], np.int64)
     found: list[IntArray] = []
-    distinct = {closure.classes[labels].tobytes(): labels for labels in axes}  # most layers share theirs with another
-    for labels in distinct.values():
-        classes, first = np.unique(closure.classes[labels], return_index=True)
-        if closure.frozen[classes].any():
+    distinct = {closure.along(labels): labels for labels in axes}  # most layers share theirs with another
+    for strand, labels in distinct.items():
+        if closure.frozen[strand.classes].any():
             continue
-        sets = unit_sets(closure, units.owner, labels[first])
+        _, first = np.unique(strand.classes, return_index=True)
+        if len(first) < len(labels):
+            strand = closure.along(labels[first])
+        sets = unit_sets(strand, units.owner)
         whole = any(count == int(np.prod(full[list(members)])) for members, count in sets)
         if not whole:
             found.append(labels[:1])

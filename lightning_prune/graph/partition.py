@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
-from scipy.sparse import csr_matrix
 from torch import nn
 
 from lightning_prune.graph.channel_graph import Place, UnitSpec, home_of, runs_along, unit_sets
-from lightning_prune.graph.closure import BoolArray, Closure
+from lightning_prune.graph.closure import BoolArray, Closure, Strand
 from lightning_prune.graph.cost import CostModel, Expression, Polynomial
 from lightning_prune.graph.labels import Axis, IntArray, is_labelled
 from lightning_prune.graph.trace import DenseTrace
@@ -81,14 +80,12 @@ def partition(trace: DenseTrace, closure: Closure, parameters: frozenset[str], l
         channel[classes] = np.arange(len(classes))
     roles = _Roles.of(trace, closure)
     places: list[list[tuple[Place, bool]]] = [[] for _ in groups]
-    runs: dict[bytes, list[tuple[int, IntArray, IntArray]]] = {}  # many tensors have an axis of the same classes
+    strands = closure.strands(axis for axes in trace.axes.values() for axis in axes)
+    runs = {strand: runs_along(strand, owner, channel) for strand in strands}
     for name, axes in trace.axes.items():
         for dim, axis in enumerate(axes):
             if is_labelled(axis):
-                key = closure.classes[axis].tobytes()
-                if key not in runs:
-                    runs[key] = runs_along(closure, owner, channel, axis)
-                for number, positions, channels in runs[key]:
+                for number, positions, channels in runs[closure.along(axis)]:
                     places[number] += _places(roles, layers, name, dim, axis, positions, channels)
     units = [_unit(classes, found, roles, layers) for classes, found in zip(groups, places, strict=True)]
     order = sorted(range(len(units)), key=lambda k: _first(units[k], layers))
@@ -100,41 +97,41 @@ def partition(trace: DenseTrace, closure: Closure, parameters: frozenset[str], l
 
 def _group(trace: DenseTrace, closure: Closure, parameters: frozenset[str]) -> list[IntArray]:
     """Return the classes of every unit, ordered by where they first appear."""
-    labels, rows, inside, row = [], [], [], 0
-    for name, axes in trace.axes.items():
-        for axis in axes:
-            if is_labelled(axis):
-                labels.append(axis)
-                rows.append(np.full(len(axis), row))
-                inside.append(np.full(len(axis), name in parameters))
-                row += 1
+    axes = [(a, name in parameters) for name, axes in trace.axes.items() for a in axes if is_labelled(a)]
     # the axes of grids and of priced ops tell classes apart too: heads from head_dim, halves that cost on their own
     further = [a for p in closure.products for a in p.axes]
-    further += list({id(a): a for e in trace.events["eval"] for c in e.costs for _, a in c if is_labelled(a)}.values())
-    for axis in further:
-        labels.append(axis)
-        rows.append(np.full(len(axis), row))
-        inside.append(np.zeros(len(axis), np.bool_))
-        row += 1
-    if not labels:
+    further += {id(a): a for e in trace.events["eval"] for c in e.costs for _, a in c if is_labelled(a)}.values()
+    axes += [(a, False) for a in further]
+    if not axes:
         return []
-    classes, place, is_parameter = closure.classes[np.concatenate(labels)], np.concatenate(rows), np.concatenate(inside)
-    touched = (
-        csr_matrix((np.ones(len(classes), np.int64), (place, classes)), shape=(row, closure.count)) @ closure.factors
-    ).tocoo()
-    salt = np.random.default_rng(0).integers(1, 2**63, size=row).astype(np.uint64)
-    signature = np.zeros(closure.count, np.uint64)
-    np.add.at(signature, touched.col, salt[touched.row] * touched.data.astype(np.uint64))
-    hits = csr_matrix((is_parameter.astype(np.int64), (place, classes)), shape=(row, closure.count)) @ closure.factors
-    free = ~closure.frozen & ~closure.derived & (np.asarray(hits.sum(0)).reshape(-1) > 0)
+    salts: dict[Strand, int] = {}
+    inside: dict[Strand, bool] = {}
+    for (axis, is_parameter), salt in zip(axes, _salts(len(axes)), strict=True):
+        strand = closure.along(axis)
+        salts[strand] = salts.get(strand, 0) + salt
+        inside[strand] = inside.get(strand, False) or is_parameter
+    signature, hit = np.zeros(closure.count, np.uint64), np.zeros(closure.count, np.bool_)
+    for strand, salt in salts.items():
+        np.add.at(signature, strand.living, np.uint64(salt % 2**64))
+        hit[strand.living] |= inside[strand]
+    classes = np.concatenate([strand.classes for strand in salts])
+    free = ~closure.frozen & ~closure.derived & hit
     first = np.full(closure.count, len(classes), np.int64)
     np.minimum.at(first, classes, np.arange(len(classes)))
     first = _first_through_factors(closure, first)
     candidates = np.flatnonzero(free)
-    _, inverse = np.unique(signature[candidates], return_inverse=True)
-    order = np.lexsort((first[candidates], inverse))
-    groups = np.split(candidates[order], np.flatnonzero(np.diff(inverse[order])) + 1)
+    signature, first = signature[candidates], first[candidates]
+    starts = np.flatnonzero(np.diff(signature, prepend=~signature[:1]))  # few, and less to sort: neighbours are alike
+    kind = np.unique(signature[starts], return_inverse=True)[1].repeat(np.diff(starts, append=len(signature)))
+    order = np.lexsort((first, kind))
+    groups = np.split(candidates[order], np.flatnonzero(np.diff(kind[order])) + 1)
     return [g for g in groups if len(g) > 1]
+
+
+def _salts(count: int) -> list[int]:
+    """Return numbers of which no two sets have the same sum, but by chance."""
+    salts: list[int] = np.random.default_rng(0).integers(1, 2**63, size=count).tolist()
+    return salts
 
 
 def _first_through_factors(closure: Closure, first: IntArray) -> IntArray:
@@ -158,24 +155,21 @@ class _Roles:
     def of(cls, trace: DenseTrace, closure: Closure) -> _Roles:
         labels, classes = {}, {}
         marks = {**trace.space.marks, "renormalized": trace.space.renormalized}
-        for role in ("in", "out", "both", "groups", "heads", "head_dim", "rescaled", "renormalized"):
-            flag = np.zeros(closure.count, np.bool_)
-            label = np.zeros(trace.space.size, np.bool_)
-            for axis in marks.get(role, ()):
-                label[axis] = True
-            # the role of a grid element is not that of its factors, but for sums over all of it
-            own = closure.classes[np.flatnonzero(label)]
-            if role in ("rescaled", "renormalized"):
-                own = closure.factors[own].indices
-            flag[own] = True
-            labels[role], classes[role] = label, flag
+        for role in ("in", "out", "both"):
+            labels[role] = np.zeros(trace.space.size, np.bool_)
+            for axis in {id(axis): axis for axis in marks.get(role, ())}.values():
+                labels[role][axis] = True
+        for role in ("groups", "heads", "head_dim", "rescaled", "renormalized"):
+            classes[role] = np.zeros(closure.count, np.bool_)
+            for strand in closure.strands(marks.get(role, ())):
+                # the role of a grid element is not that of its factors, but for sums over all of it
+                classes[role][strand.living if role in ("rescaled", "renormalized") else strand.classes] = True
         grid = np.zeros(closure.count, np.bool_)
-        for product in closure.products:
-            for axis in product.axes:
-                grid[closure.classes[axis]] = True
+        for strand in closure.strands(axis for product in closure.products for axis in product.axes):
+            grid[strand.classes] = True
         steps = np.ones(closure.count, np.int64)
         for axis, step in trace.space.steps:
-            own = closure.factors[closure.classes[axis]].indices
+            own = closure.along(axis).living
             steps[own] = np.lcm(steps[own], step)
         return cls(labels, classes, grid, steps)
 
@@ -268,15 +262,15 @@ def price(
 ) -> CostModel:
     """Turn the op log into polynomials in the kept counts."""
     full = np.array([u.num_channels for u in found.units], np.int64)
-    memo: dict[bytes, Expression] = {}
+    memo: dict[Strand, Expression] = {}
 
     def size(length: int, axis: Axis) -> Expression:
         if not is_labelled(axis):
             return (length, ())
-        key = closure.classes[axis].tobytes()
-        if key not in memo:
-            memo[key] = _expression(closure, found, full, axis)
-        return memo[key]
+        strand = closure.along(axis)
+        if strand not in memo:
+            memo[strand] = _expression(strand, found, full)
+        return memo[strand]
 
     count = len(full)
     by_op: dict[str, list[tuple[int, list[Expression]]]] = {}
@@ -300,11 +294,11 @@ def price(
     )
 
 
-def _expression(closure: Closure, found: Partition, full: IntArray, axis: IntArray) -> Expression:
+def _expression(strand: Strand, found: Partition, full: IntArray) -> Expression:
     """Return the living length of an axis as a constant plus products of kept counts."""
     terms: list[tuple[int, int, tuple[int, ...]]] = []
-    constant = len(axis)
-    for members, count in unit_sets(closure, found.owner, axis):
+    constant = len(strand.classes)
+    for members, count in unit_sets(strand, found.owner):
         share = Fraction(count, int(np.prod(full[list(members)])))  # a part of a unit only where nothing is priced
         terms.append((share.numerator, share.denominator, members))
         constant -= count

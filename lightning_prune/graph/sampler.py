@@ -45,16 +45,19 @@ class Sampler:
         # how an integer is used, and how kept channels lie, is no matter of the mode
         self.modes = ("eval",) if seed or whole is not None else None
         rng = np.random.default_rng(seed)
-        sizes = {len(a) for axes in trace.axes.values() for a in axes if is_labelled(a)}
-        last: dict[int, int] = {}  # count -> the last unit that kept so many
+        most = max((unit.num_channels for unit in units), default=0)
+        sizes = np.zeros(most + 1, np.bool_)
+        sizes[[len(a) for axes in trace.axes.values() for a in axes if is_labelled(a) and len(a) <= most]] = True
+        last = np.full(most + 1, -1)  # per count, the last unit that kept so many
         alike: dict[tuple[int, int], int] = {}  # size, count -> how many units
         self._dead: dict[str, IntArray] = {}
         for number, unit in enumerate(units):
             total = unit.num_channels
-            counts = list(range(max(2, total // 3), max(total - 1, min(total, 5)))) if total > 2 else [1]
-            counts = [n for n in range(unit.divisor, total, unit.divisor) if unit.divisor > 1] or counts
-            counts = rng.permutation(counts).tolist()
-            count = min(counts, key=lambda c: (last.get(c, -1), c in sizes))
+            counts = range(max(2, total // 3), max(total - 1, min(total, 5))) if total > 2 else range(1, 2)
+            if 1 < unit.divisor < total:
+                counts = range(unit.divisor, total, unit.divisor)
+            shuffled = rng.permutation(np.array(counts))
+            count = int(shuffled[np.argmin(2 * last[shuffled] + sizes[shuffled])])
             last[count] = number
             twin = alike[total, count] = alike.get((total, count), -1) + 1
             order = rng.permutation(total)
