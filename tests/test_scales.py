@@ -100,12 +100,14 @@ def test_a_size_that_is_kept_is_learned_where_the_scale_is_made_of_it() -> None:
     assert_same(outputs(model, (x,)), outputs(export_pruned(model), (x,)))
 
 
-def test_a_fused_attention_is_given_its_scale() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_fused_attention_is_given_its_scale(masked: bool) -> None:
     class Fused(Attention):
         def forward(self, x: Tensor) -> Tensor:
             x = self.enter(x)
             q, k, v = (f(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.query, self.key, self.value))
-            y = F.scaled_dot_product_attention(q, k, v, scale=2 / q.size(-1))
+            mask = x.new_zeros(1, 1, 6, 6) if masked else None
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=2 / q.size(-1))
             z: Tensor = self.leave(y.transpose(1, 2).flatten(2))
             return z
 

@@ -22,7 +22,7 @@ _PARAM = "_lightning_prune_param"
 _IF_READ = "_lightning_prune_if_read"
 _UNKNOWING = "written into a tensor without channels"
 _LEAVES = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
-_signatures: dict[Any, tuple[tuple[str, ...], dict[str, Any]]] = {}
+_signatures: dict[Any, dict[str, Any]] = {}
 
 
 def axes_of(tensor: Tensor) -> list[Axis]:
@@ -84,15 +84,12 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 
 def bind_arguments(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every argument of an ATen call by its schema name, defaults filled in."""
+    """Return every argument of an ATen call by its schema name, in schema order, defaults filled in."""
     signature = _signatures.get(func)
     if signature is None:
         arguments = func._schema.arguments
-        names = tuple(a.name for a in arguments)
-        defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        signature = _signatures[func] = (names, defaults)
-    names, defaults = signature
-    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+        signature = _signatures[func] = {a.name: a.default_value for a in arguments}  # None where there is none
+    return {**signature, **dict(zip(signature, args, strict=False)), **kwargs}
 
 
 class Call:
