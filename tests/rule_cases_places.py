@@ -214,6 +214,12 @@ POOLING = {
     **{name: c for rank in (1, 2, 3) for name, c in spatial(rank).items()},
     **{name: case(aten(name, [8, 8], False), IMAGE, frozen="0.2 0.3") for name in RESIZE},
     "avg_pool2d, ceil": case(lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True), IMAGE, frozen="0.2 0.3"),
+    "avg_pool2d, along one axis": case(lambda x: F.avg_pool2d(x, (2, 1), ceil_mode=True), IMAGE, frozen="0.2"),
+    "avg_pool2d, some left out": case(lambda x: F.avg_pool2d(x, (2, 1), 2), IMAGE, frozen="0.2 0.3"),
+    "max_pool2d, along one axis": case(lambda x: F.max_pool2d(x, (3, 1), (2, 1), (1, 0)), IMAGE, frozen="0.2"),
+    "max_pool2d, where": case(
+        lambda x: F.max_pool2d(x, (2, 1), return_indices=True)[0], IMAGE, frozen="0.2 0.3"
+    ),
     "avg_pool2d, no batch": case(lambda x: F.avg_pool2d(x, 2), (6, 4, 4), frozen="0.1 0.2"),
     "adaptive_max_pool2d, no batch": case(lambda x: A.adaptive_max_pool2d(x, [2, 2]), (6, 4, 4), frozen="0.1 0.2"),
     "upsample_linear1d": case(lambda x: A.upsample_linear1d(x, [8], False), (2, 6, 4), frozen="0.2"),

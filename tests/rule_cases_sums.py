@@ -50,6 +50,9 @@ CONTRACTION = {
     "multi_dot": product(lambda *m: torch.linalg.multi_dot(m), (3, 4), (4, 6), (6, 5)),
     "einsum": product(lambda a, b: torch.einsum("bik,bkj->bji", a, b), (4, 5, 6), (4, 6, 7)),
     "einsum, ellipsis": product(lambda a, b: torch.einsum("...i,ji", a, b), (4, 5, 6), (7, 6)),
+    "einsum, three": product(lambda a, b, c: torch.einsum("ik,kj,jl->li", a, b, c), (5, 6), (6, 7), (7, 4)),
+    "einsum, a letter of one operand": product(lambda a, b: torch.einsum("bij,bjk->bi", a, b), (3, 4, 5), (3, 5, 6)),
+    "einsum, one entry summed over": product(lambda a, b: torch.einsum("bid,bjd->bij", a, b), (4, 5, 1), (4, 6, 1)),
     "einsum, diagonal": product(lambda a: torch.einsum("bii->bi", a), (4, 5, 5), frozen="0.1 0.2"),
     "attention": product(
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3),
@@ -106,6 +109,21 @@ CONTRACTION = {
     ),
     "conv2d, depthwise": product(
         lambda x, w: F.conv2d(x, w, groups=x.shape[1]), (2, 9, 5, 5), (9, 1, 3, 3), frozen="0.2 0.3 1.2 1.3"
+    ),
+    "conv2d, a kernel of one along an axis": product(
+        lambda x, w: F.conv2d(x, w, None, (2, 1), (1, 0)), (2, 6, 7, 5), (5, 6, 3, 1), frozen="0.2 1.2"
+    ),
+    "conv2d, text for its padding": product(
+        lambda x, w: F.conv2d(x, w, padding="same"), (2, 6, 7, 5), (5, 6, 3, 1), frozen="0.2 1.2"
+    ),
+    "conv2d, a kernel of one that leaves some out, or pads": product(
+        lambda x, w: F.conv2d(x, w, None, (2, 1), (0, 1)), (2, 6, 8, 5), (5, 6, 1, 1), frozen="0.2 0.3"
+    ),
+    "conv_transpose2d, a kernel of one along an axis": product(
+        lambda x, w: F.conv_transpose2d(x, w, None, (2, 1), (1, 0), (1, 0)),
+        (2, 6, 7, 5),
+        (6, 5, 3, 1),
+        frozen="0.2 1.2",
     ),
     "conv3d": product(F.conv3d, (2, 4, 5, 5, 5), (5, 4, 3, 3, 3), frozen="0.2 0.3 0.4 1.2 1.3 1.4"),
     "conv_transpose1d": product(F.conv_transpose1d, (2, 6, 7), (6, 5, 3), (5,), frozen="0.2 1.2"),

@@ -157,7 +157,8 @@ def _is_layer_zero(call: Call, name: str, out: Tensor) -> bool:
         channel = last - space
         transposed = bool(call["transposed"]) if "transposed" in call else "transpose" in name
         sides = ([-1, channel] if call["groups"] == 1 else [-1, -1]) if transposed else [channel, -1]
-        return _covers(call, out, [(w, [*sides, *[-1] * space])], call["bias"], channel)
+        x = (call["input"], [*[-1] * (channel + 1), *range(channel + 1, out.dim())])
+        return _covers(call, out, [x, (w, [*sides, *[-1] * space])], call["bias"], channel)
     if name in _MATRICES:
         a = call["self"]
         b = next(call[n] for n in ("other", "mat2", "vec") if n in call)

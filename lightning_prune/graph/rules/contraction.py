@@ -219,8 +219,7 @@ def einsum(call: Call) -> None:
         inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
         mark_attention(call, shared, inner + [sizes[c][1] for c in letters_out[-1:]])
     _sum_letters(call, terms, letters_out, sizes)
-    if len(tensors) > 1 and any(c not in letters_out for c in sizes):
-        call.count(*sizes.values())
+    _count_products(call, terms, letters_out, sizes)
     call.put(call.out, [sizes[c][1] for c in letters_out])
 
 
@@ -238,6 +237,21 @@ def _sum_letters(call: Call, terms: Sequence[str], kept: str, sizes: Mapping[str
                 call.pin(*place)
 
 
+def _count_products(call: Call, terms: Sequence[str], kept: str, sizes: Mapping[str, tuple[int, Axis]]) -> None:
+    """Count what is summed over, two operands at a time; what one alone has is summed before, one entry is no sum."""
+    waiting = [dict(zip(term, t.shape, strict=True)) for term, t in zip(terms, call["tensors"], strict=True)]
+    path = iter(call["path"] or ())
+    while len(waiting) > 1:
+        first, second = sorted((next(path, 0), next(path, 1)))
+        b, a = waiting.pop(second), waiting.pop(first)
+        later = set(kept).union(*waiting)
+        summed = {c for c in a.keys() & b.keys() if c not in later and 1 not in (a[c], b[c])}
+        left = {c: max(a.get(c, 1), b.get(c, 1)) for c in a | b if c in later or c in summed}
+        if summed:
+            call.count(*((n, sizes[c][1] if n > 1 else ANY) for c, n in left.items()))
+        waiting.append({c: n for c, n in left.items() if c in later})
+
+
 @rule(
     """
     conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d
@@ -251,12 +265,13 @@ def convolution(call: Call) -> None:
     spatial = w.dim() - 2
     channel = x.dim() - spatial - 1
     axes, weight = call.axes(x), call.axes(w)
-    for axis in (*weight[2:], *axes[channel + 1 :]):
+    space = [axis if _is_left(call, w, k) else FIXED for k, axis in enumerate(axes[channel + 1 :])]
+    for axis in (*weight[2:], *(a for a, b in zip(axes[channel + 1 :], space, strict=True) if b is not a)):
         call.freeze(axis, "a spatial axis")
     _sum_channels(call, x, channel, w, 0 if transposed else 1)
     place = _transposed_groups if transposed else _groups
     out_axis = add_bias(call, place(call, axes[channel], x.shape[channel], w, call["groups"]), call["bias"])
-    call.put(call.out, [*axes[:channel], out_axis, *call.axes(call.out)[channel + 1 :]])
+    call.put(call.out, [*axes[:channel], out_axis, *space])
     positions = x if transposed else call.out
     grid = call.sized(positions, *range(channel + 1, positions.dim()))
     # a kernel that is a constant has no labels: it is as large as what it meets
@@ -264,6 +279,18 @@ def convolution(call: Call) -> None:
     second = weight[1] if call["groups"] > 1 or is_labelled(weight[1]) else out_axis if transposed else axes[channel]
     kernel = [(w.shape[0], first if not is_labelled(weight[0]) else weight[0]), (w.shape[1], second)]
     call.count(*call.sized(x, *range(channel)), *grid, *kernel, *call.sized(w, *range(2, w.dim())))
+
+
+def _is_left(call: Call, w: Tensor, k: int) -> bool:
+    """Return whether the convolution takes each place along an axis of space alone, and leaves none out."""
+    padding = call["padding"]
+    padded = not isinstance(padding, str) and at(padding, k)  # text pads a kernel of one entry by nothing
+    return w.shape[2 + k] == 1 == at(call["stride"], k) and not padded and not at(call["output_padding"] or 0, k)
+
+
+def at(value: int | Sequence[int], k: int) -> int:
+    """Return what an op is told of its k-th axis of space: one number may stand for all."""
+    return value if isinstance(value, int) else value[k] if len(value) > 1 else value[0]
 
 
 def _sum_channels(call: Call, x: Tensor, channel: int, w: Tensor, inner: int) -> None:

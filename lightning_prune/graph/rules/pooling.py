@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_prune.graph.call import Call
 from lightning_prune.graph.labels import FIXED, Axis
+from lightning_prune.graph.rules.contraction import at
 from lightning_prune.graph.rules.movement import reshape_axes
 from lightning_prune.graph.rules.table import rule
 
@@ -38,11 +39,24 @@ def spatial(call: Call) -> None:
     x = call.inputs[0]
     lead = x.dim() - int(match[1])
     axes = call.axes(x)[:lead]
+    space: list[Axis] = [FIXED] * (x.dim() - lead)
     for tensor in call.inputs:
-        hold_space(call, tensor, lead)
+        for d in range(lead, tensor.dim()):
+            if _is_left(call, d - lead):
+                space[d - lead] = call.axes(tensor)[d]
+            else:
+                call.hold(tensor, d, "a spatial axis")
         axes = [call.bind(a, b) for a, b in zip(axes, call.axes(tensor), strict=False)]
     for out in call.outputs:
-        call.put(out, [*axes, *[FIXED] * (out.dim() - lead)])
+        call.put(out, [*axes, *space])
+
+
+def _is_left(call: Call, k: int) -> bool:
+    """Return whether a pooling takes each place along an axis of space alone, and leaves none out."""
+    kernel, stride = call["kernel_size"], call["stride"]
+    if kernel is None or len(call.outputs) > 1:  # where a largest value is counts along all of space
+        return False
+    return at(kernel, k) == 1 == at(stride or kernel, k) and not at(call["padding"], k)
 
 
 @rule("fractional_max_pool2d fractional_max_pool3d")
