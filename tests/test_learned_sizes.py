@@ -109,7 +109,7 @@ def test_an_unflatten_follows_the_channels_that_its_neighbour_makes() -> None:
         nn.Linear(5, 6 * 4),
         nn.Unflatten(1, (6, 2, 2)),
         nn.ReLU(),
-        nn.Conv2d(6, 4, 1),
+        nn.Conv2d(6, 4, 3, padding=1),
         nn.Flatten(),
         nn.Linear(16, 2),
     ]
@@ -281,3 +281,35 @@ def test_all_parts_that_are_as_wide_as_the_input_follow_it() -> None:
     model, mutator, x = prepared(nn.Sequential(*layers), 2, 7, 5)
     assert [unit.num_channels for unit in mutator.units] == [24, 36]
     assert_cut_as_certified(model, mutator, x)
+
+
+class Stages(nn.Module):
+    """Reads the width of its last stage from a list that its config holds."""
+
+    def __init__(self, config: SimpleNamespace | dict[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        self.config = config
+        self.first, self.second, self.leave = nn.Linear(20, 8), nn.Linear(8, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).mT.contiguous()
+        sizes = self.config["sizes"] if isinstance(self.config, dict) else self.config.sizes
+        y: Tensor = self.leave(x.mT.reshape(len(x), -1, sizes[-1]))
+        return y
+
+
+@pytest.mark.parametrize("config", [SimpleNamespace(sizes=[8, 12]), {"sizes": (8, 12)}], ids=["object", "dict"])
+def test_a_size_in_a_list_of_a_config_follows(config: Any) -> None:
+    model, mutator, x = prepared(Stages(config), 2, 6, 20)
+    assert sorted(unit.num_channels for unit in mutator.units) == [8, 12]
+    mutator.apply(scattered(mutator.units))
+    small = export_pruned(model)
+    torch.testing.assert_close(outputs(small, (x,)), outputs(model, (x,)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(outputs(model, (x,)), zeroed_outputs(model, (x,)), rtol=1e-12, atol=1e-12)
+    sizes = small.config["sizes"] if isinstance(config, dict) else small.config.sizes
+    assert tuple(sizes) == (8, small.second.out_features) != (8, 12)
+    assert type(sizes) is type(config["sizes"] if isinstance(config, dict) else config.sizes)
+    again = Stages(config).double().eval()
+    reshape_(again, structure_of(model))
+    again.load_state_dict(small.state_dict())
+    assert_same(outputs(again, (x,)), outputs(small, (x,)))

@@ -49,6 +49,10 @@ def query_scaled(q: Tensor, k: Tensor) -> Tensor:
     return torch.cat([right, -left], -1) @ k.mT
 
 
+def both_scaled(q: Tensor, k: Tensor) -> Tensor:
+    return (q / math.sqrt(math.sqrt(q.shape[-1]))) @ (k * k.shape[-1] ** -0.25).mT
+
+
 def in_the_product(q: Tensor, k: Tensor) -> Tensor:
     flat_q, flat_k = q.flatten(0, 1), k.flatten(0, 1)
     scores = torch.baddbmm(q.new_zeros(1, 1, 1), flat_q, flat_k.mT, alpha=1 / math.sqrt(q.size(-1)))
@@ -77,7 +81,7 @@ def rescaled_in(mutator: ChannelMutator) -> list[tuple[str, int]]:
     return [(unit.axis, unit.num_channels) for unit in mutator.graph.units if unit.rescaling]
 
 
-@pytest.mark.parametrize("scores", [divided, multiplied, query_scaled, in_the_product, with_a_temperature])
+@pytest.mark.parametrize("scores", [divided, multiplied, query_scaled, both_scaled, in_the_product, with_a_temperature])
 def test_head_dim_goes_and_its_unit_rescales(scores: Product) -> None:
     model, mutator, x = prepared(Attention(scores))
     # halves that change places are one unit

@@ -24,6 +24,8 @@ def is_holder(value: Any) -> bool:
 def integers_held(cls: type[nn.Module], attribute: str, value: Any) -> Iterator[tuple[str, int]]:
     """Yield `(key, int)` of a dict or config object, if the code of the class speaks of the key.
 
+    Ints that it holds in a list or tuple have their place behind the key: `sizes.3`.
+
     Args:
         cls: The class of the module that holds it.
         attribute: Under which name.
@@ -34,7 +36,13 @@ def integers_held(cls: type[nn.Module], attribute: str, value: Any) -> Iterator[
     mentioned = _mentioned(cls)
     if attribute in mentioned:
         items = value.items() if isinstance(value, Mapping) else vars(value).items()
-        yield from ((key, v) for key, v in items if type(v) is int and isinstance(key, str) and key in mentioned)
+        for key, held in items:
+            if not isinstance(key, str) or key not in mentioned:
+                continue
+            if type(held) is int:
+                yield key, held
+            elif type(held) in (tuple, list) and all(type(v) is int for v in held):
+                yield from ((f"{key}.{k}", v) for k, v in enumerate(held))
 
 
 def _mentioned(cls: type[nn.Module]) -> frozenset[str]:

@@ -63,6 +63,10 @@ def _replaced(holder: Any, element: int | str, value: int) -> Any:
     if isinstance(element, str):
         changed = copy.copy(holder)
         fields: Any = changed if isinstance(changed, Mapping) else vars(changed)
-        fields[element] = value
+        name, _, place = element.rpartition(".")
+        if element in fields or not name:
+            fields[element] = value
+        else:
+            fields[name] = _replaced(fields[name], int(place), value)
         return changed
     return type(holder)([value if k == element else v for k, v in enumerate(holder)])

@@ -27,7 +27,7 @@ _PRODUCTS = frozenset(
     f"aten::{n}"
     for n in ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "addmm", "scaled_dot_product_attention")
 )
-_POWERS = (-0.5, 0.5, -1.0, 1.0)
+_POWERS = (-0.5, 0.5, -1.0, 1.0, -0.25, 0.25)  # a fourth root where both factors have one
 _TOLERANCE = 1e-9  # relative; the numbers are Python floats
 _STEPS = 60  # so many ops are looked at between a scale and its product
 

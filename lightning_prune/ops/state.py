@@ -218,19 +218,36 @@ def is_holder(value: Any) -> bool:
 
 
 def read_from(holder: Any, element: int | str) -> Any:
-    """Return what a tuple, list, dict or object holds there; None for nothing."""
+    """Return what a tuple, list, dict or object holds there; None for nothing.
+
+    Args:
+        holder: What is read.
+        element: Position, key or attribute; `sizes.3` for what the list `sizes` in a dict or object holds.
+    """
     if isinstance(element, int):
         inside = isinstance(holder, tuple | list) and -len(holder) <= element < len(holder)
         return holder[element] if inside else None
-    return (holder if isinstance(holder, Mapping) else getattr(holder, "__dict__", {})).get(element)
+    fields = holder if isinstance(holder, Mapping) else getattr(holder, "__dict__", {})
+    name, place = _listed(fields, element)
+    return fields.get(name) if place is None else read_from(fields.get(name), place)
 
 
 def with_elements(holder: Any, values: Mapping[str, int]) -> Any:
-    """Return a copy of a dict or object with some of its ints replaced."""
+    """Return a copy of a dict or object with some of its ints, and of those in its lists, replaced."""
     changed = copy.copy(holder)
     fields: Any = changed if isinstance(changed, Mapping) else vars(changed)
-    fields.update(values)
+    for element, value in values.items():
+        name, place = _listed(fields, element)
+        if place is not None:
+            value = type(fields[name])([value if k == place else v for k, v in enumerate(fields[name])])
+        fields[name] = value
     return changed
+
+
+def _listed(fields: Mapping[str, Any], element: str) -> tuple[str, int | None]:
+    """Return the name of a field, and the position in it if the element is one of a list."""
+    name, _, place = element.rpartition(".")
+    return (name, int(place)) if element not in fields and name in fields and place.isdecimal() else (element, None)
 
 
 def integer_with(full: Any, parts: dict[int | str | None, MutableChannelContainer], where: str) -> Any:
