@@ -18,6 +18,8 @@ __all__ = ["Channel", "L1MutableChannelUnit", "MutableChannelUnit", "SequentialM
 
 CHOICE_MODES = ("ratio", "number", "bucket")
 
+_BLOCK = 2**18  # entries of a weight that are looked at together
+
 
 @dataclass(eq=False)
 class Channel:
@@ -388,8 +390,16 @@ def l1_scores(unit: MutableChannelUnit) -> Tensor:
     wide = [(channel, weight) for channel, weight in members if weight.dim() > 1]
     total = torch.zeros(unit.num_channels)
     for channel, weight in wide or members:
-        span = weight.narrow(channel.dim, channel.start, channel.num_channels).abs().float()
-        others = [dim for dim in range(span.dim()) if dim != channel.dim]
-        norms = span.sum(others) if others else span
+        norms = _l1_norms(weight.narrow(channel.dim, channel.start, channel.num_channels), channel.dim)
         total += channel.per_channel(norms, unit.num_channels).cpu()
     return total / len(wide or members)
+
+
+def _l1_norms(weight: Tensor, dim: int) -> Tensor:
+    """Return the L1 norm of each slice along an axis, block by block: blocks that fit a cache need no new memory."""
+    others = [d for d in range(weight.dim()) if d != dim]
+    if not others:
+        return weight.abs().float()
+    rows = max(1, _BLOCK // max(1, weight[0].numel()))
+    norms = [block.abs().float().sum(others) for block in weight.split(rows)]
+    return torch.cat(norms) if dim == 0 else torch.stack(norms).sum(0)

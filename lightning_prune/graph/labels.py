@@ -25,7 +25,7 @@ ANY = "any"
 
 def is_labelled(axis: Axis) -> bool:
     """Return whether the axis carries labels."""
-    return isinstance(axis, np.ndarray)
+    return type(axis) is np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -177,16 +177,18 @@ class DenseTrace:
 
     @cached_property
     def is_alike(self) -> bool:
-        """Whether all modes run the same ops on channels: a structure that certifies in one does in the others."""
+        """Whether all modes make the same shapes of channels: a structure that certifies in one does in the others."""
         first, *others = (
-            [(e.name, *map(len, (*e.in_axes, *e.out_axes))) for e in events if any(map(_has_labels, e.in_axes))]
+            [(e.name, *map(len, (*e.in_axes, *e.out_axes))) for e in events if _makes_shape(e)]
             for events in self.events.values()
         )
         return all(program == first for program in others)
 
 
-def _has_labels(axes: Sequence[Axis]) -> bool:
-    return any(map(is_labelled, axes))
+def _makes_shape(event: Event) -> bool:
+    """Return whether an op on channels takes sizes, or gives another shape than that of what it is given."""
+    same = not event.entry.sizes and all(shape in event.in_shapes for shape in event.out_shapes)
+    return not same and any(is_labelled(axis) for axes in event.in_axes for axis in axes)
 
 
 def trace_model(
