@@ -286,12 +286,11 @@ class MutableChannelUnit:
             ConfigError: The unit is fixed, or an index is out of range or missing altogether.
         """
         self._check_mutable(f"{len(indices)} channels")
-        bad = [i for i in indices if not 0 <= i < self.num_channels]
+        size = self.num_channels
+        bad = [i for i in indices if not 0 <= i < size]
         if bad:
-            raise ConfigError(
-                f"Got channels {bad[:8]} to keep for unit {self.name!r}; expected [0, {self.num_channels})."
-            )
-        mask = torch.zeros(self.num_channels, dtype=torch.bool)
+            raise ConfigError(f"Got channels {bad[:8]} to keep for unit {self.name!r}; expected [0, {size}).")
+        mask = torch.zeros(size, dtype=torch.bool)
         mask[list(indices)] = True
         self.mutable.current_choice = mask
 
