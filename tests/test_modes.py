@@ -21,6 +21,12 @@ class Asks(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
+class Flagged(Asks):
+    """Has a flag that is found before that of its base."""
+
+    training = False
+
+
 class Own(nn.BatchNorm1d):
     """A norm of somebody's own."""
 
@@ -58,7 +64,9 @@ def test_layers_of_torch_run_the_same_program_in_both_modes() -> None:
     assert modes_of(nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.LayerNorm(8)) == {"eval"}
 
 
-@pytest.mark.parametrize("make", [Asks, lambda: Own(8), hooked, patched], ids=["module", "subclass", "hook", "forward"])
+@pytest.mark.parametrize(
+    "make", [Asks, Flagged, lambda: Own(8), hooked, patched], ids=["module", "flag", "subclass", "hook", "forward"]
+)
 def test_train_mode_is_traced_where_others_ask_for_it(make: Callable[[], nn.Module]) -> None:
     assert modes_of(make()) == {"eval", "train"}
 
@@ -86,7 +94,7 @@ def test_a_model_may_set_the_mode_of_its_parts() -> None:
 
 def test_nothing_is_left_of_watching() -> None:
     module = nn.Linear(2, 2)
-    with watched_mode() as readers, watched_mode() as others:
+    with watched_mode(module) as readers, watched_mode(module) as others:
         assert module.training
         assert readers == {id(module): module}
         assert others is None

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Memos", "differ", "find_memos", "is_own", "refill", "tensors_below"]
+__all__ = ["PLAIN", "Memos", "differ", "find_memos", "is_own", "refill", "tensors_below"]
 
 Memo = functools._lru_cache_wrapper
 CONTAINERS = (dict, list, set)
+PLAIN = frozenset({bool, int, float, str, type(None), tuple})
 _FOREIGN = frozenset(
     {*sys.stdlib_module_names, "torch", "numpy", "lightning", "lightning_fabric", "pytorch_lightning", "torchmetrics"}
 )
@@ -73,8 +74,8 @@ def find_memos(model: nn.Module) -> Memos:
     for module in model.modules():
         search.waiting.append(type(module))
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        # containers of modules are watched already
-        search.waiting += (v for v in (*vars(module).values(), *hooks) if not isinstance(v, (*CONTAINERS, nn.Module)))
+        held = [value for value in (*vars(module).values(), *hooks) if type(value) not in PLAIN]
+        search.waiting += (v for v in held if not isinstance(v, (*CONTAINERS, nn.Module)))  # containers are watched
     search.run()
     return search.memos
 

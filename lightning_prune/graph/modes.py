@@ -24,9 +24,17 @@ _SAME_PROGRAM = frozenset(
 
 
 @contextmanager
-def watched_mode() -> Iterator[dict[int, nn.Module] | None]:
-    """Collect the modules whose `training` somebody reads, by id; None where another thread is collecting."""
-    if "training" in vars(nn.Module):
+def watched_mode(model: nn.Module) -> Iterator[dict[int, nn.Module] | None]:
+    """Collect the modules whose `training` somebody reads, by id.
+
+    Args:
+        model: Whose modules are asked.
+
+    Yields:
+        The modules; None where they cannot be watched: another thread does, or a class has a flag of its own.
+    """
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    if any("training" in vars(cls) for cls in classes):
         yield None
         return
     readers: dict[int, nn.Module] = {}

@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from lightning_prune.graph.contents import named_modules, tensors_within
-from lightning_prune.graph.memos import CONTAINERS, differ, refill
+from lightning_prune.graph.memos import CONTAINERS, PLAIN, differ, refill
 
 __all__ = ["Absent", "Snapshot", "do_nothing", "reset_caches"]
 
 _OWN = frozenset({"_parameters", "_buffers", "training"})
 _HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict)) - _OWN - {"_modules"}
-_PLAIN = frozenset({bool, int, float, str, type(None), tuple})
 
 
 class Absent:
@@ -43,7 +42,7 @@ class Snapshot:
         self._no_hooks: list[dict[Any, Any]] = []
         self._contents: dict[str, tuple[Any, Any]] = {}  # attribute -> container, what it held
         for key, value in self.attributes.items():
-            if type(value) in _PLAIN or key in _OWN:
+            if type(value) in PLAIN or key in _OWN:
                 continue
             if key in _HOOKS and not value:
                 self._no_hooks.append(value)

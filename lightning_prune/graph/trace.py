@@ -266,7 +266,7 @@ def _trace(
     _label(trace)
     if not sandbox.fake:
         trace.real = {"eval", "train"}
-    with watched_mode() as readers:
+    with watched_mode(sandbox.model) as readers:
         _record(trace, "eval")
     if readers is None or not same_program(readers.values(), trace.events["eval"]):
         _record_train(trace)
