@@ -6,14 +6,29 @@ Both are plain Python objects, neither modules nor buffers: what averages, casts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_prune.errors import ConfigError
 
-__all__ = ["KeptIndices", "MutableChannel", "MutableChannelContainer", "Span"]
+__all__ = ["KeptIndices", "MaskChanges", "MutableChannel", "MutableChannelContainer", "Span"]
+
+
+class MaskChanges:
+    """Says whether any mask of the process has changed, at the price of one comparison.
+
+    What is derived from masks remembers `latest` and is good as long as that is still the same object; afterwards the
+    versions of its own masks tell. It is an object, not a number: nothing can count past it or meet it again.
+    """
+
+    latest: ClassVar[object] = object()
+
+    @classmethod
+    def note(cls) -> None:
+        """Say that a mask has changed; to be called after the change."""
+        cls.latest = object()
 
 
 def _check_count(num_channels: object, name: str) -> int:
@@ -103,6 +118,7 @@ class MutableChannel:
         if not torch.equal(new, self._mask):
             self._mask = new
             self._version += 1
+            MaskChanges.note()
 
     @property
     def activated_channels(self) -> int:
@@ -210,6 +226,7 @@ class MutableChannelContainer:
         self._spans = (*self._spans, Span(mutable, start, end, index))
         if all(mutable is not other for other in self._mutables):
             self._mutables = (*self._mutables, mutable)
+        MaskChanges.note()
 
     @property
     def spans(self) -> tuple[Span, ...]:

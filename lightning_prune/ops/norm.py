@@ -45,9 +45,13 @@ class _DynamicStatistics(DynamicOp):
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalise the kept channels, and write their running statistics back."""
         state = self._dynamic
+        output: Tensor  # a subclass may take more than an input
+        if not (state.has_loans or state.cuts(self, "running_mean") or state.cuts(self, "running_var")):
+            output = super().forward(input, *args, **kwargs)
+            return output
         state.enter_forward()
         try:
-            output: Tensor = super().forward(input, *args, **kwargs)  # a subclass may take more than an input
+            output = super().forward(input, *args, **kwargs)
         finally:
             state.leave_forward(written=self.training)
         return output

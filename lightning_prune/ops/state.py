@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from lightning_prune.errors import ConfigError, did_you_mean
-from lightning_prune.mutables import MutableChannelContainer
+from lightning_prune.mutables import MaskChanges, MutableChannelContainer
 from lightning_prune.ops.slicing import Cut, find_places, is_prefix, put_, take
 
 __all__ = ["DynamicState", "integer_with", "is_holder", "read_from", "with_elements"]
@@ -52,6 +53,7 @@ class DynamicState:
     def forget(self) -> None:
         """Drop everything that is derived from the masks."""
         self._version = -1
+        self._seen: object = None
         self._cuts: dict[str, tuple[Cut, ...]] = {}
         self._places: dict[str, tuple[torch.Size, Tensor | None]] = {}
         self._integers: dict[str, Any] = {}
@@ -67,7 +69,9 @@ class DynamicState:
         self.forget()
 
     def refresh(self) -> None:
-        """Drop what is derived from the masks if a mask has changed since."""
+        """Drop what is derived from the masks if one of its own has changed since."""
+        is_compiled = is_dynamo_compiling()
+        latest = None if is_compiled else MaskChanges.latest
         if self._watched is None:
             found = [*self.containers.values(), *(c for parts in self.follows.values() for c in parts.values())]
             self._watched = tuple({id(container): container for container in found}.values())
@@ -80,10 +84,17 @@ class DynamicState:
             self._cuts.clear()
             self._places.clear()
             self._integers.clear()
+        if not is_compiled:
+            self._seen = latest
+
+    def _may_be_stale(self) -> bool:
+        """Whether any mask of the process has changed since; compiled code is to be guarded by the versions instead."""
+        return is_dynamo_compiling() or self._seen is not MaskChanges.latest
 
     def cuts(self, module: Any, name: str) -> tuple[Cut, ...]:
         """Return the cut axes of the tensor `name`; empty when it keeps everything."""
-        self.refresh()
+        if self._may_be_stale():
+            self.refresh()
         found = self._cuts.get(name)
         if found is None:
             kept = ((dim, module._axis_kept(attr)) for dim, attr in enumerate(self.axes.get(name, ())) if attr)
@@ -124,7 +135,8 @@ class DynamicState:
 
     def integer(self, module: Any, name: str) -> Any:
         """Return the live value of the integer attribute `name`."""
-        self.refresh()
+        if self._may_be_stale():
+            self.refresh()
         if name not in self._integers:
             value = module._live_integer(name)
             if is_holder(value):
@@ -154,6 +166,11 @@ class DynamicState:
 
     # Buffers. An in-place write to a kept copy must reach the buffer itself, so copies are lent and collected again.
     # They are never kept as a cache: `buffer.data.copy_()`, as weight averaging does it, leaves no sign to notice.
+
+    @property
+    def has_loans(self) -> bool:
+        """Whether copies are lent that have not been collected yet."""
+        return bool(self._loans)
 
     def lend(self, name: str, full: Tensor, cuts: tuple[Cut, ...]) -> Tensor:
         """Return the kept entries of a buffer; writes to them reach `full` at the next `collect`.
