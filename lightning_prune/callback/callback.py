@@ -256,9 +256,9 @@ class PruningCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Prune before the step where the schedule counts steps, or a firing waited: the last gradients are gone."""
         self._prune_if_due(trainer, pl_module, batch_idx)
-        now = self._now(trainer)
-        ahead = self._collector.ahead(trainer, self._schedule.unit, batch_idx)
-        self._collector.begin_batch(self.should_prune(now) or self.should_prune(now + ahead))
+        if self._collector.can_watch:
+            now, ahead = self._now(trainer), self._collector.ahead(trainer, self._schedule.unit, batch_idx)
+            self._collector.begin_batch(self.should_prune(now) or self.should_prune(now + ahead))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch before gradients of activations are gone."""

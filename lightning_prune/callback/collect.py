@@ -59,6 +59,11 @@ class Collector:
                     "hook come or go. Use an importance of weights or of their gradients, or compile after pruning."
                 )
 
+    @property
+    def can_watch(self) -> bool:
+        """Whether there is anything to watch training for."""
+        return self._observer is not None
+
     def reset(self) -> None:
         """Forget the batches: the structure is another one, or a new fit begins."""
         self.stop()

@@ -50,8 +50,8 @@ class RunState:
 
     def is_due(self, schedule: ResolvedSchedule, time: int) -> bool:
         """Return whether a firing is due that has not happened: at its time, or at the first chance after it."""
-        latest = schedule.latest(time)
-        if self.is_done or latest is None:
+        latest = None if self.is_done else schedule.latest(time)
+        if latest is None:
             return False
         return latest > self.last or time > schedule.last  # a schedule that changed may be over already
 

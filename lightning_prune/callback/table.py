@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from lightning_prune.graph import CostModel
 from lightning_prune.latency import LatencyOutcome
 from lightning_prune.mutator import ChannelMutator
 
@@ -16,7 +19,11 @@ COSTS = ("macs", "params", "channels")
 
 def remaining(mutator: ChannelMutator) -> dict[str, float]:
     """Return cost key -> what remains of the dense model, in (0, 1]."""
-    cost, counts = mutator.graph.cost, mutator.counts()
+    return dict(_remaining(mutator.graph.cost, tuple(mutator.counts().tolist())))
+
+
+@lru_cache(maxsize=1)  # asked every epoch, of the same structure in nearly all of them
+def _remaining(cost: CostModel, counts: tuple[int, ...]) -> dict[str, float]:
     return {key: cost.measure(key, counts) / max(cost.measure(key, cost.full), 1) for key in COSTS}
 
 
