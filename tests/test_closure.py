@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -71,6 +72,35 @@ def test_bindings_of_whole_axes_and_of_parts_of_them_give_the_components_of_thei
                 expected[a] = expected[b] = np.minimum(expected[a], expected[b])
         found = close(space, space.pairs, []).classes
         assert found.tolist() == np.unique(expected, return_inverse=True)[1].tolist()
+
+
+def test_axes_of_the_same_channels_are_one_strand() -> None:
+    space = LabelSpace()
+    a, b, c = (space.fresh(6) for _ in range(3))
+    space.bind(a, b, str)
+    space.bind(a[:3], c[:3], str)
+    space.split(a, (2, 3))
+    closure = close(space, space.pairs, [])
+    strand = closure.along(a)
+    assert strand is closure.along(b)
+    assert strand is closure.along(a.copy())
+    assert strand is not closure.along(c)
+    assert list(closure.strands([b, ANY, c, a])) == [strand, closure.along(c)]
+    assert strand.is_grid
+    assert strand.positions.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert strand.classes.tolist() == closure.classes[a].tolist()
+    twice = closure.along(np.concatenate([a[::-1], a]))
+    assert twice.first.tolist() == [5, 4, 3, 2, 1, 0]
+
+
+def test_a_copy_of_a_closure_does_not_take_other_axes_for_its_own() -> None:
+    space = LabelSpace()
+    a, b = space.fresh(2), space.fresh(2)
+    closure = close(space, [], [])
+    assert closure.along(a).classes.tolist() == [0, 1]
+    twin = copy.deepcopy(closure)
+    twin._along[id(b)] = twin._along.pop(id(a))  # as if b had been made where a once was
+    assert twin.along(b).classes.tolist() == [2, 3]
 
 
 def classes_of(closure: Closure, *values: int) -> list[bool]:

@@ -157,9 +157,23 @@ class Crowded(nn.Linear):
         return "mine"
 
 
-def test_a_class_that_uses_our_names_is_refused():
-    with pytest.raises(ConfigError, match="Crowded, which defines mutable_attrs"):
-        convert_(Crowded(2, 2))
+class Answering(nn.Linear):
+    def __getattr__(self, name):
+        return "mine" if name == "mutable_attrs" else super().__getattr__(name)
+
+
+@pytest.mark.parametrize("value", [3, nn.ReLU(), nn.Parameter(torch.ones(1))], ids=["number", "child", "parameter"])
+def test_a_layer_that_holds_our_names_is_refused(value):
+    layer = nn.Linear(2, 2)
+    layer.mutable_attrs = value
+    with pytest.raises(ConfigError, match="Linear, which defines mutable_attrs"):
+        convert_(layer)
+
+
+@pytest.mark.parametrize("cls", [Crowded, Answering])
+def test_a_class_that_uses_our_names_is_refused(cls):
+    with pytest.raises(ConfigError, match=f"{cls.__name__}, which defines mutable_attrs"):
+        convert_(cls(2, 2))
 
 
 @pytest.mark.parametrize("is_method", [True, False], ids=["method", "attribute"])

@@ -216,12 +216,14 @@ def unit_sets(strand: Strand, owner: IntArray) -> list[tuple[tuple[int, ...], in
     """
     units = owner[strand.living]
     positions, units = strand.positions[units >= 0], units[units >= 0]
+    if len(units) and not strand.is_grid and (units == units[0]).all():  # the usual case, at once
+        return [((int(units[0]),), len(units))]
     starts = np.flatnonzero(np.diff(positions, prepend=-1))
     widths = np.diff(starts, append=len(positions))
     found: list[tuple[tuple[int, ...], int]] = []
     for width in np.unique(widths).tolist():  # positions that live by one unit, by two, ...
         sets = np.sort(units[starts[widths == width][:, None] + np.arange(width)])
-        if (sets == sets[0]).all():  # the usual case, at once
+        if (sets == sets[0]).all():  # to sort pairs takes long
             found.append((tuple(sets[0].tolist()), len(sets)))
             continue
         members, counts = np.unique(sets, axis=0, return_counts=True)

@@ -42,6 +42,13 @@ class Strand:
         """Whether some position lives by several classes."""
         return len(self.positions) > len(self.classes)
 
+    @cached_property
+    def first(self) -> IntArray:
+        """The first position of each class."""
+        if (self.classes[1:] > self.classes[:-1]).all():  # the usual case, at once
+            return np.arange(len(self.classes))
+        return np.unique(self.classes, return_index=True)[1]
+
 
 @dataclass(frozen=True)
 class Closure:

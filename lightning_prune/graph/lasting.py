@@ -106,10 +106,8 @@ def find_vanishing(closure: Closure, units: Partition, axes: Iterable[IntArray])
     for strand, labels in distinct.items():
         if closure.frozen[strand.classes].any():
             continue
-        _, first = np.unique(strand.classes, return_index=True)
-        if len(first) < len(labels):
-            strand = closure.along(labels[first])
-        sets = unit_sets(strand, units.owner)
+        once = strand if len(strand.first) == len(labels) else closure.along(labels[strand.first])
+        sets = unit_sets(once, units.owner)
         whole = any(count == int(np.prod(full[list(members)])) for members, count in sets)
         if not whole:
             found.append(labels[:1])

@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_prune.graph.channel_graph import Place, UnitSpec, home_of, runs_along, unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure, Strand
+from lightning_prune.graph.contents import named_modules, named_tensors
 from lightning_prune.graph.cost import CostModel, Expression, Polynomial
 from lightning_prune.graph.labels import Axis, IntArray, is_labelled
 from lightning_prune.graph.trace import DenseTrace
@@ -26,29 +27,28 @@ class Layers:
     """Which module owns which tensor.
 
     Args:
+        modules: Layer -> the module.
+        names: `id(parameter or buffer) -> tensor name`.
         owners: Tensor name -> layers that own it, several when it is tied.
-        types: Layer -> its class.
         order: Tensor name -> position in the model.
     """
 
+    modules: Mapping[str, nn.Module]
+    names: Mapping[int, str]
     owners: Mapping[str, tuple[str, ...]]
-    types: Mapping[str, type[nn.Module]]
     order: Mapping[str, int]
 
     @classmethod
     def of(cls, model: nn.Module, tensors: Mapping[str, object]) -> Layers:
         """Look up the owners of the named tensors."""
-        first = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
-        owners: dict[str, list[str]] = {}
-        types: dict[str, type[nn.Module]] = {}
-        for layer, module in model.named_modules():
-            types[layer] = type(module)
+        modules, names = named_modules(model), {id(t): name for name, t in named_tensors(model).items()}
+        owners: dict[str, dict[str, None]] = {}
+        for layer, module in modules.items():
             for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None and first[id(tensor)] in tensors:
-                    owners.setdefault(first[id(tensor)], []).append(layer)
-        return cls(
-            {n: tuple(dict.fromkeys(o)) for n, o in owners.items()}, types, {n: k for k, n in enumerate(tensors)}
-        )
+                if tensor is not None and names[id(tensor)] in tensors:
+                    owners.setdefault(names[id(tensor)], {})[layer] = None
+        order = {name: k for k, name in enumerate(tensors)}
+        return cls(modules, names, {name: tuple(layers) for name, layers in owners.items()}, order)
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ def _places(
     reads, makes, both = (bool(roles.labels[r][label]) for r in ("in", "out", "both"))
     owners = layers.owners[name]
     for layer in owners:
-        is_table = issubclass(layers.types[layer], nn.Embedding)
-        has_table = any(issubclass(layers.types[o], nn.Embedding) for o in owners)
+        is_table = isinstance(layers.modules[layer], nn.Embedding)
+        has_table = any(isinstance(layers.modules[o], nn.Embedding) for o in owners)
         out, into = (makes and (is_table or not has_table or not reads)), (reads and not is_table)
         found.append((Place(layer, name, dim, positions, channels, out, into), both))
     return found
@@ -246,10 +246,10 @@ def _first(unit: UnitSpec, layers: Layers) -> tuple[int, int, str]:
 
 def _kind(axis: str, size: int, places: Sequence[Place], layers: Layers) -> str:
     """Digest of the unit with every layer number taken out."""
-    parts = sorted(
-        {(re.sub(r"\d+", "#", p.tensor), layers.types[p.layer].__name__, p.dim, len(p.positions)) for p in places}
-    )
-    return hashlib.sha1(repr((axis, size, parts)).encode(), usedforsecurity=False).hexdigest()[:12]
+    parts = {
+        (re.sub(r"\d+", "#", p.tensor), type(layers.modules[p.layer]).__name__, p.dim, len(p.positions)) for p in places
+    }
+    return hashlib.sha1(repr((axis, size, sorted(parts))).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
 def price(

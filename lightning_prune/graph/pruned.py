@@ -48,13 +48,16 @@ def _kept(alive: BoolArray, axes: Sequence[Axis], dim: int) -> Tensor:
 
 def pruned_integers(trace: DenseTrace, alive: BoolArray, followers: Sequence[Follower]) -> dict[tuple[str, str], Any]:
     """Return `(module, attribute) -> value` for the integers that follow."""
-    modules = dict(trace.sandbox.model.named_modules())
     values: dict[tuple[str, str], Any] = {}
     for follower in followers:
         key = (follower.module, follower.attribute)
         size = int(np.count_nonzero(alive[follower.labels]))
-        old = values.get(key, modules[follower.module].__dict__[follower.attribute])
-        values[key] = size if follower.element is None else _replaced(old, follower.element, size)
+        if follower.element is None:
+            values[key] = size
+            continue
+        if key not in values:
+            values[key] = trace.sandbox.model.get_submodule(follower.module).__dict__[follower.attribute]
+        values[key] = _replaced(values[key], follower.element, size)
     return values
 
 

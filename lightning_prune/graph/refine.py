@@ -63,7 +63,7 @@ class Refinement:
 
     def place(self, mismatch: Mismatch) -> str:
         """Name the innermost module of a mismatch; its class where it has no name, nothing for the root."""
-        names = {id(m): n for n, m in self.trace.sandbox.model.named_modules()}
+        names = {id(m): n for n, m in self.layers.modules.items()}
         module = mismatch.modules[0] if mismatch.modules else self.trace.sandbox.model
         return names.get(id(module)) or type(module).__name__
 
@@ -176,10 +176,9 @@ def _has_part(event: Event, closure: Closure) -> bool:
 
 def _bind_layers(known: Refinement) -> set[str]:
     """A layer of torch is cut as one, though the model may read its parts alone; return what follows a weight."""
-    model, axes = known.trace.sandbox.model, known.trace.axes
-    first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
+    axes, first = known.trace.axes, known.layers.names
     followers = set()
-    for module in model.modules():
+    for module in known.layers.modules.values():
         weight = dict(module._parameters).get("weight")  # scripted modules have no plain dict
         if not isinstance(module, _LAYERS) or weight is None or first[id(weight)] not in axes:
             continue
@@ -201,8 +200,7 @@ def _bind_layers(known: Refinement) -> set[str]:
 def _tie_recurrent(known: Refinement) -> None:
     """A recurrent layer is cut as one too; where somebody else makes its weights it keeps its sizes."""
     trace = known.trace
-    first = {id(t): n for n, t in trace.sandbox.model.named_parameters()}
-    for prefix, module in trace.sandbox.model.named_modules():
+    for prefix, module in known.layers.modules.items():
         if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             continue
         weights = recurrent_weights(module)
@@ -212,7 +210,7 @@ def _tie_recurrent(known: Refinement) -> None:
                 known.freeze(axis, f"{type(module).__name__} has weights that are made elsewhere")
             continue
         call = Call(f"the weights of {prefix or type(module).__name__}", {}, None, trace.space, {})
-        axes = [layer.map(lambda t: trace.axes.get(first[id(t)], (FIXED,) * t.dim())) for layer in weights]
+        axes = [layer.map(lambda t: trace.axes.get(known.layers.names[id(t)], (FIXED,) * t.dim())) for layer in weights]
         tie_weights(call, axes, len(weights[0].ih) // module.hidden_size, 2 if vars(module).get("bidirectional") else 1)
 
 

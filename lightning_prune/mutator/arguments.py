@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_prune.errors import ConfigError, PlanError, did_you_mean
+from lightning_prune.graph.contents import named_tensors
 from lightning_prune.mutator.config import load_plain
 from lightning_prune.plan import KeepPlan
 from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, SequentialMutableChannelUnit
@@ -108,8 +109,7 @@ def check_model(model: nn.Module) -> None:
     Raises:
         ConfigError: It has none, or some are lazy: made by the first forward.
     """
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    lazy = [name for name, tensor in named_tensors(model).items() if is_lazy(tensor)]
     if lazy:
         more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""
         raise ConfigError(

@@ -132,9 +132,9 @@ class ChannelMutator:
         check_model(model)
         if self._config is not None and self._config.get("fingerprint"):
             written.check_fingerprint(self._config["fingerprint"], model)
-        was_plain = not dynamic_ops(model)
+        found = dynamic_ops(model)
         try:
-            if any(c.spans for op in dynamic_ops(model).values() for c in op.mutable_attrs.values()):
+            if any(c.spans for op in found.values() for c in op.mutable_attrs.values()):
                 self.units = wiring.adopt_units(model, lambda size: self.unit_type(size, **self.default_args))
             elif written.has_channels(self._config):
                 self._prepare_from_config(model)
@@ -144,7 +144,7 @@ class ChannelMutator:
             self._apply_entries()
             self.limits()  # what overrides ask for exists
         except Exception:  # raised again
-            if was_plain:
+            if not found:
                 to_static_(model)  # nothing is cut: it is as it was
             self._model, self._graph, self._trace, self.units = None, None, None, []
             raise

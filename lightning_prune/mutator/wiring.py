@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.graph import ChannelGraph
+from lightning_prune.graph.contents import named_modules, named_tensors
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.memos import CONTAINERS
 from lightning_prune.graph.snapshot import Absent
@@ -31,7 +32,7 @@ def convert_model_(model: nn.Module, graph: ChannelGraph, ops: OpTable | None) -
     """Convert every layer that has a dynamic op, and any other module that owns a pruned tensor or integer."""
     touched = {p.layer for unit in graph.units for p in unit.places}
     touched |= {f.module for f in graph.followers if graph.spans(f.labels)}
-    for name, module in list(model.named_modules()):
+    for name, module in named_modules(model).items():
         convert_(module, ops, generic=name in touched)
 
 
@@ -47,27 +48,30 @@ def wire_(model: nn.Module, graph: ChannelGraph, units: Mapping[str, MutableChan
         ConfigError: A module that had to be converted was not.
     """
     _remember_lazy_caches_(model, graph)
-    first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
-    for op in dynamic_ops(model).values():
+    modules = named_modules(model)
+    first = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    ops = {name: module for name, module in modules.items() if isinstance(module, DynamicOp)}
+    for op in ops.values():
         wired: set[int] = set()
         for container, runs in _axis_runs(op, graph, first):
             if runs and id(container) not in wired:
                 wired.add(id(container))
                 register(container, runs, units)
-    modules = dict(model.named_modules())
-    native = {(name, attr) for name, op in dynamic_ops(model).items() for attr in op.integers}
+    native = {(name, attr) for name, op in ops.items() for attr in op._integer_names()}
     for follower in graph.followers:
-        op, runs = modules[follower.module], _runs(graph, follower.labels)
-        if runs and not isinstance(op, DynamicOp):
-            raise ConfigError(f"Got module {follower.module!r} of {type(op).__name__}, which cannot be converted.")
-        if runs and (follower.module, follower.attribute) in native:
-            own = op.follower(follower.attribute, follower.element)
+        module, runs = modules[follower.module], _runs(graph, follower.labels)
+        if not runs:
+            continue
+        if not isinstance(module, DynamicOp):
+            raise ConfigError(f"Got module {follower.module!r} of {type(module).__name__}, which cannot be converted.")
+        if (follower.module, follower.attribute) in native:
+            own = module.follower(follower.attribute, follower.element)
             if own is not None and not own.spans:  # of a layer without weights
                 register(own, runs, units)
-        elif runs:
+        else:
             container = MutableChannelContainer(len(follower.labels))
             register(container, runs, units)
-            op.follow_integer(follower.attribute, container, follower.element)
+            module.follow_integer(follower.attribute, container, follower.element)
 
 
 def _runs(graph: ChannelGraph, axis: Any) -> list[Run]:
@@ -121,7 +125,7 @@ def roles_of(model: nn.Module, graph: ChannelGraph) -> dict[tuple[str, str, str]
         model: The converted model.
         graph: Its graph.
     """
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     roles: dict[tuple[str, str, str], tuple[bool, bool]] = {}
     for unit, place in [(u, p) for u in graph.units for p in u.places]:
         op = modules[place.layer]

@@ -59,7 +59,7 @@ class DynamicOp(nn.Module):
                 f"Got {type(module).__name__} for {cls.__name__}.convert_from; expected {cls.static_op.__name__}. "
                 "lightning_prune.ops.convert_ finds the op of a module."
             )
-        taken = sorted(name for name in _API if hasattr(module, name))
+        taken = sorted(_API & _names_of(module))
         if taken:
             raise ConfigError(
                 f"Got {type(module).__name__}, which defines {', '.join(taken)}; dynamic ops need that name. Rename it."
@@ -303,6 +303,14 @@ class DynamicOp(nn.Module):
 
 
 _API = frozenset(name for name in vars(DynamicOp) if not name.startswith("__") and not hasattr(nn.Module, name))
+
+
+def _names_of(module: nn.Module) -> set[str]:
+    """Return which names of dynamic ops a module has; torch looks long for each that it does not have."""
+    if type(module).__getattr__ is not nn.Module.__getattr__:  # it may answer to any name
+        return {name for name in _API if hasattr(module, name)}
+    own = {*module.__dict__, *module._parameters, *module._buffers, *module._modules}
+    return own | {name for name in _API if hasattr(type(module), name)}
 
 
 def _indented(text: str) -> str:

@@ -165,7 +165,8 @@ def is_kept(tensor: Tensor, cuts: Sequence[Cut]) -> bool:
 def same_cuts(first: Sequence[Cut], second: Sequence[Cut]) -> bool:
     """Whether two sequences of cuts keep the same entries."""
     return len(first) == len(second) and all(
-        a.dim == b.dim and torch.equal(a.kept.indices, b.kept.indices) for a, b in zip(first, second, strict=True)
+        a.dim == b.dim and (a.kept is b.kept or torch.equal(a.kept.indices, b.kept.indices))
+        for a, b in zip(first, second, strict=True)
     )
 
 
