@@ -53,6 +53,14 @@ def both_scaled(q: Tensor, k: Tensor) -> Tensor:
     return (q / math.sqrt(math.sqrt(q.shape[-1]))) @ (k * k.shape[-1] ** -0.25).mT
 
 
+def in_a_tensor(q: Tensor, k: Tensor) -> Tensor:
+    return (q / torch.sqrt(torch.tensor(q.size(-1), dtype=torch.float) * 3).to(q.dtype)) @ k.mT
+
+
+def in_a_tensor_first(q: Tensor, k: Tensor) -> Tensor:
+    return torch.tensor(k.size(-1)).rsqrt() * (q @ k.mT)
+
+
 def in_the_product(q: Tensor, k: Tensor) -> Tensor:
     flat_q, flat_k = q.flatten(0, 1), k.flatten(0, 1)
     scores = torch.baddbmm(q.new_zeros(1, 1, 1), flat_q, flat_k.mT, alpha=1 / math.sqrt(q.size(-1)))
@@ -81,7 +89,13 @@ def rescaled_in(mutator: ChannelMutator) -> list[tuple[str, int]]:
     return [(unit.axis, unit.num_channels) for unit in mutator.graph.units if unit.rescaling]
 
 
-@pytest.mark.parametrize("scores", [divided, multiplied, query_scaled, both_scaled, in_the_product, with_a_temperature])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        *(divided, multiplied, query_scaled, both_scaled, in_a_tensor, in_a_tensor_first, in_the_product),
+        with_a_temperature,
+    ],
+)
 def test_head_dim_goes_and_its_unit_rescales(scores: Product) -> None:
     model, mutator, x = prepared(Attention(scores))
     # halves that change places are one unit
@@ -171,6 +185,14 @@ def test_a_scale_that_belongs_to_no_product_freezes(scale: Callable[[Tensor], Te
     [
         pytest.param(lambda q, k: q @ k.mT / math.sqrt(q.shape[1]), False, "heads", id="of another axis"),
         pytest.param(lambda q, k: q @ k.mT * math.log(q.shape[-1]), True, "head_dim", id="of another power"),
+        pytest.param(
+            lambda q, k: q @ k.mT * torch.tensor(q.shape[-1]).log(),
+            True,
+            "head_dim",
+            id="of another power, in a tensor",
+        ),
+        pytest.param(lambda q, k: q @ k.mT + torch.tensor(q.shape[-1]), True, "head_dim", id="added, in a tensor"),
+        pytest.param(lambda q, k: torch.tensor(q.shape[-1]) / (q @ k.mT), True, "head_dim", id="divided by it"),
     ],
 )
 def test_another_scale_of_attention_freezes(scores: Product, by_size: bool, axis: str) -> None:
@@ -180,3 +202,33 @@ def test_another_scale_of_attention_freezes(scores: Product, by_size: bool, axis
     assert rescaled_in(mutator) == []
     mutator.apply(scattered(mutator.units))
     torch.testing.assert_close(outputs(model, (x,)), zeroed_outputs(model, (x,)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_number_made_of_a_size_is_not_returned() -> None:
+    class Says(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(7, WIDTH), nn.Linear(WIDTH, 5)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.enter(x)
+            return self.leave(x), torch.tensor(x.shape[-1]) * 2.0
+
+    _, mutator, _ = prepared(Says())
+    assert mutator.units == []
+    assert any("returns a number that is made of a size" in reason for *_, reason in mutator.report().frozen)
+
+
+def test_a_branch_on_a_number_in_a_tensor_is_another_program() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(7, WIDTH), nn.Linear(WIDTH, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.enter(x)
+            y: Tensor = self.leave(x if torch.tensor(x.shape[-1]) < WIDTH else 2 * x)
+            return y
+
+    _, mutator, _ = prepared(Asks())
+    assert mutator.units == []

@@ -171,7 +171,16 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]
         (2, 9, 7),
         {HEADS: 4, "q_(0, 24)_out_3_in_1_head_dim": 6},
     ),
-    "attention scaled by a tensor": (lambda: Attention(scaled_by_a_tensor), (2, 9, 7), {HEADS: 4}),
+    "attention scaled by a tensor": (
+        lambda: Attention(scaled_by_a_tensor),
+        (2, 9, 7),
+        {HEADS: 4, "q_(0, 24)_out_3_in_1_head_dim": 6},
+    ),
+    "attention scaled by a tensor of one axis": (
+        lambda: Attention(lambda q, k, v: (q @ k.mT * torch.tensor([q.shape[-1]]).rsqrt()).softmax(-1) @ v),
+        (2, 9, 7),
+        {HEADS: 4},
+    ),
     # queries and values share one integer; what the first block teaches does not tell them apart in the others
     "attention of three sizes": (
         lambda: nn.Sequential(Attention(unscaled, 6, 7), Attention(unscaled, 3, 7), Attention(unscaled, 4)),

@@ -25,12 +25,13 @@ from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.decisions import Decisions
 from lightning_prune.graph.kept import KeptCall
 from lightning_prune.graph.labels import FIXED, Axis, IntArray, is_labelled
+from lightning_prune.graph.numbers import Numbers
 from lightning_prune.graph.pruned import pruned_integers, pruned_tensors
 from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry
-from lightning_prune.graph.scales import Scales, scale_of
+from lightning_prune.graph.scales import Scales, ratio_of, scale_of
 from lightning_prune.graph.trace import DenseTrace, Event
-from lightning_prune.graph.walk import Walk, name_tensor
+from lightning_prune.graph.walk import Walk, identity, name_tensor
 
 __all__ = ["Mismatch", "certifies", "find_mismatches", "run_lockstep"]
 
@@ -47,15 +48,17 @@ class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with
         step: How many ops agreed.
         event: The dense op, None where the programs differ in length or the model itself failed.
         axes: The axes whose size is not what it should be.
+        is_size: A size may be wrong; else the values that an op is given are.
 
     Attributes:
         mode: Of which run it is: "eval" or "train".
         modules: The modules whose methods were running, innermost first.
         fatal: The run ended here.
-        is_size: A size may be wrong; else the values that an op is given are.
     """
 
-    def __init__(self, reason: str, step: int, event: Event | None = None, axes: Sequence[Met] = ()) -> None:
+    def __init__(
+        self, reason: str, step: int, event: Event | None = None, axes: Sequence[Met] = (), is_size: bool = True
+    ) -> None:
         super().__init__(reason)
         self.step = step
         self.event = event
@@ -63,7 +66,7 @@ class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with
         self.mode = "eval"
         self.modules: list[nn.Module] = []
         self.fatal = True
-        self.is_size = True
+        self.is_size = is_size
 
 
 class Lockstep(Walk):
@@ -96,6 +99,7 @@ class Lockstep(Walk):
         self._living: dict[int, int] = {}
         self._rescued = -1
         self._scales = Scales(events)
+        self.numbers = Numbers(followed=results is not None)
         self._decisions = Decisions(lambda axis, size: self.expected(axis, size) != size)
         self._given = scales
         self.scaled: dict[int, Any] = {}  # step -> scalars that may differ from the dense ones
@@ -109,9 +113,8 @@ class Lockstep(Walk):
             raise error
         event = self._event(name, inputs)
         reason = f"`{event.name.removeprefix('aten::')}`: {type(error).__name__}: {error}"
-        result = self._disagree(Mismatch(reason, self.count, event, self._given_sizes(event, args)), None)
         self._rescued = self.count
-        return result
+        return self._disagree(Mismatch(reason, self.count, event, self._given_sizes(event, args)), None)
 
     def visit(
         self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
@@ -122,7 +125,7 @@ class Lockstep(Walk):
         event = self._event(name, inputs)
         if self.results is None:
             out = self._decisions.follow(event, self.count, out)
-        found = self._compare_scalars(event, args)
+        found = self._compare_numbers(event, inputs, out) or self._compare_scalars(event, args)
         if found is None:
             found = self._compare_sizes(event, args, out)
         if found is None and entry.index:
@@ -134,7 +137,7 @@ class Lockstep(Walk):
         if self.count >= len(self.events):
             raise Mismatch(f"an op `{name}` that the dense model does not run", self.count)
         event = self.events[self.count]
-        if name != event.name or inputs != event.inputs:
+        if name != event.name or self.numbers.given(inputs, event) is None:
             what = f"`{name}` runs where the dense model runs `{event.name}`"
             if name == event.name:
                 what = f"`{name}` is given other values: the result of another op, or a constant that is made of a size"
@@ -169,18 +172,28 @@ class Lockstep(Walk):
         scalars = event.entry.scalars(args, event.in_axes)
         if scalars == event.scalars:
             return None
-        if self._given is None:
-            ratio = scale_of(event, scalars)
-            axes = [] if ratio is None else self._scales.rescaled(self.count, ratio, self.alive)
-            self.rescaled += axes
-            self.scaled |= {self.count: scalars} if axes else {}
-        if (self.scaled if self._given is None else self._given).get(self.count) == scalars:
+        if self._is_scale(scale_of(event, scalars), scalars):
             return None
         pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
-        what = f"`{event.name}` takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
-        mismatch = Mismatch(what, self.count, event, self._changed(event))
-        mismatch.is_size = False
-        return mismatch
+        what = f"it takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
+        return self._mismatch(event, what, is_size=False)
+
+    def _compare_numbers(self, event: Event, inputs: tuple[Any, ...], out: Any) -> Mismatch | None:
+        """Numbers in tensors are the same, but for those that other numbers are made of, and for such a scale."""
+        pairs = self.numbers.given(inputs, event)
+        if not pairs or self.numbers.follow(self.count, event, out) or self._is_scale(ratio_of(event, pairs), pairs):
+            return None
+        now, dense = next(iter(pairs.values()))
+        what = f"it takes {now:g}, made of a size, where the dense model takes {dense:g}"
+        return self._mismatch(event, what, is_size=False)
+
+    def _is_scale(self, ratio: float | None, given: Any) -> bool:
+        """Return whether what an op is given instead of the dense number is a scale of attention that may differ."""
+        if self._given is None:
+            axes = [] if ratio is None else self._scales.rescaled(self.count, ratio, self.alive)
+            self.rescaled += axes
+            self.scaled |= {self.count: given} if axes else {}
+        return bool((self.scaled if self._given is None else self._given).get(self.count) == given)
 
     def _compare_sizes(self, event: Event, args: Mapping[str, Any], out: Any) -> Mismatch | None:
         outputs = tensors_in(out)
@@ -214,9 +227,9 @@ class Lockstep(Walk):
             return living
         return dense if axis == FIXED else None
 
-    def _mismatch(self, event: Event, what: str, axes: Sequence[Met] = ()) -> Mismatch:
+    def _mismatch(self, event: Event, what: str, axes: Sequence[Met] = (), *, is_size: bool = True) -> Mismatch:
         reason = f"`{event.name.removeprefix('aten::')}`: {what}"
-        return Mismatch(reason, self.count, event, axes or self._changed(event))
+        return Mismatch(reason, self.count, event, axes or self._changed(event), is_size=is_size)
 
     def _changed(self, event: Event) -> list[Met]:
         """Return the labelled axes of an op that lose channels, those of its results first."""
@@ -272,8 +285,7 @@ class Lockstep(Walk):
         return len(expected) == len(result) and bool(np.array_equal(expected[~fresh], result[~fresh]))
 
     def _before(self, expected: IntArray) -> IntArray:
-        event = self.events[self.count]
-        known = [a for axes in event.in_axes for a in axes if is_labelled(a)]
+        known = [a for axes in self.events[self.count].in_axes for a in axes if is_labelled(a)]
         return np.concatenate(known) if known else expected[:0]
 
 
@@ -360,7 +372,10 @@ def _run(
         output = trace.sandbox.run(stand_ins, forward, watch, train=mode == "train", attributes=attributes)
         if watch.count != len(watch.events):
             raise Mismatch("the pruned program ends early", watch.count)
-        shapes = [tuple(t.shape) for t in trace.sandbox.outputs(output)]
+        returned = trace.sandbox.outputs(output)
+        if any(watch.numbers.holds(identity(t)) for t in returned):
+            raise Mismatch("it returns a number that is made of a size", watch.count)
+        shapes = [tuple(t.shape) for t in returned]
         if shapes != trace.out_shapes[mode]:
             raise Mismatch(f"outputs of shapes {shapes} instead of {trace.out_shapes[mode]}", watch.count)
     except Exception as error:  # what a forward raises on sizes that it was not made for

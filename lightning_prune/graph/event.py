@@ -54,6 +54,7 @@ class Event:
         out_kinds: Dtype and device of each tensor result.
         container: List or tuple, where the op returns one of tensors alone.
         chosen: What it returned, of an op that finds places by values, on real tensors.
+        number: What it returned, if that is a tensor without axes whose value is known, on fake tensors.
     """
 
     name: str
@@ -71,3 +72,4 @@ class Event:
     out_kinds: tuple[tuple[torch.dtype, torch.device], ...]
     container: type | None
     chosen: tuple[Tensor, ...] = ()
+    number: float | None = None

@@ -7,7 +7,7 @@ mistake if the axis that it was worked out from is the one that the product sums
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +16,7 @@ from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.labels import IntArray, is_labelled
 from lightning_prune.graph.trace import Event
 
-__all__ = ["Scales", "scale_of"]
+__all__ = ["Scales", "ratio_of", "scale_of"]
 
 _SCALINGS = {  # op -> the argument that is a factor or a divisor
     **{f"aten::{n}": "other" for n in ("mul", "mul_", "multiply", "div", "div_", "divide", "true_divide")},
@@ -28,7 +28,7 @@ _PRODUCTS = frozenset(
     for n in ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "addmm", "scaled_dot_product_attention")
 )
 _POWERS = (-0.5, 0.5, -1.0, 1.0, -0.25, 0.25)  # a fourth root where both factors have one
-_TOLERANCE = 1e-9  # relative; the numbers are Python floats
+_TOLERANCE = 1e-6  # relative; the numbers are Python floats, or in tensors of float32
 _STEPS = 60  # so many ops are looked at between a scale and its product
 
 Scalars = Sequence[tuple[str, object]]
@@ -48,6 +48,20 @@ def scale_of(event: Event, scalars: Scalars) -> float | None:
     if not isinstance(now, (int, float)) or not isinstance(dense, (int, float)) or not dense or now / dense <= 0:
         return None
     return now / dense
+
+
+def ratio_of(event: Event, numbers: Mapping[int, tuple[float, float]]) -> float | None:
+    """Return the same of the one factor or divisor that is a tensor without axes.
+
+    Args:
+        event: The dense op.
+        numbers: Position among its tensors -> the number that the pruned op is given, and the dense one.
+    """
+    if len(numbers) != 1 or _SCALINGS.get(event.name) != "other":
+        return None
+    [(place, (now, dense))] = numbers.items()
+    divides = "div" in event.name
+    return now / dense if dense and now / dense > 0 and (place == 1 or not divides) else None
 
 
 class Scales:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ def shortcut(mode: FakeMode, func: Any, name: str, args: dict[str, Any]) -> Any:
     if not isinstance(x, FakeTensor):
         # a constant made on the meta device is not fake, and fake mode lets nothing but fakes change themselves
         return x if name == "aten::detach_" else None
+    if x.constant is not None:
+        return None  # what is made of a constant is one
     if name in _RECURRENT:  # step by step they would be thousands of ops
         return _recurrent(mode, x, args, _RECURRENT[name])
     if name in _CELLS:
@@ -175,8 +177,7 @@ def _to(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
         return None
     if x.dtype == args["dtype"]:
         return x
-    known = cast("FakeTensor", x).constant is not None  # a constant stays one
-    return None if known else mode.make(args["dtype"], x.device, x.shape)
+    return mode.make(args["dtype"], x.device, x.shape)
 
 
 # Ops that move data: the result counts as contiguous. Whether a view of it is legal is a matter of strides, which

@@ -31,6 +31,7 @@ from lightning_prune.graph.filled import Unwatched, find_filled
 from lightning_prune.graph.labels import ANY, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, mark_written, storage_of, written_dims
 from lightning_prune.graph.modes import same_program, watched_mode
+from lightning_prune.graph.numbers import number_of
 from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry, check_rules
 from lightning_prune.graph.rules.indexing import unknown
@@ -114,6 +115,7 @@ class Recorder(Walk):
                 tuple((t.dtype, t.device) for t in outputs),
                 type(out) if isinstance(out, (list, tuple)) and len(out) == len(outputs) else None,
                 () if self.results else choice_of(name, args, out),
+                number_of(out) if self.results and isinstance(out, Tensor) and not out.dim() else None,
             )
         )
         return out

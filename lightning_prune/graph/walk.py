@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from lightning_prune.graph.call import axes_of, bind_arguments, tensors_in
 from lightning_prune.graph.generators import drawing_alike
+from lightning_prune.graph.numbers import number_of
 from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RULES, RuleEntry
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
 from lightning_prune.graph.shortcuts import shortcut
 
-__all__ = ["UNKNOWN", "Walk", "name_tensor"]
+__all__ = ["UNKNOWN", "Walk", "identity", "name_tensor"]
 
 # identities that a layout may or may not need: no event, the result is the same value
 _TRANSPARENT = frozenset(f"aten::{n}" for n in ("contiguous", "clone", "alias", "detach", "lift_fresh", "lift"))
@@ -157,7 +158,9 @@ class Walk(TorchDispatchMode):
 
 
 def identity(tensor: Tensor) -> Any:
-    """Return which value a tensor is: a parameter's name, `(op number, output number)`, or `("constant", digest)`.
+    """Return which value a tensor is: a parameter's name, `(op number, output number)`, or `("constant", values)`.
+
+    Values are a float where the tensor has no axes, else a digest.
 
     The values of a constant count: `torch.tensor(self.head_dim)` is another one when the size changes.
     """
@@ -168,6 +171,9 @@ def identity(tensor: Tensor) -> Any:
     unreadable = unreadable or tensor.layout != torch.strided
     if unreadable or tensor.numel() > _LARGEST_CONSTANT:
         return "constant", None
+    number = number_of(tensor)
+    if number is not None:
+        return "constant", number
     with _disable_current_modes():
         values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return "constant", hash(values)
