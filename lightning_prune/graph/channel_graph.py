@@ -193,17 +193,11 @@ def runs_along(strand: Strand, owner: IntArray, channel: IntArray) -> list[tuple
         owner: Per class, the number of its unit, -1 for none.
         channel: Per class, its channel in that unit.
     """
-    positions, factors = strand.positions, strand.living
-    inside = owner[factors] >= 0
-    positions, factors = positions[inside], factors[inside]
-    order = np.lexsort((positions, owner[factors]))
-    positions, factors = positions[order], factors[order]
-    units = owner[factors]
-    cuts = np.flatnonzero(np.diff(units)) + 1
+    units, channels = owner[strand.living], channel[strand.living]
     return [
-        (int(u[0]), p, channel[f])
-        for u, p, f in zip(np.split(units, cuts), np.split(positions, cuts), np.split(factors, cuts), strict=True)
-        if len(u)
+        (unit, strand.positions[units == unit], channels[units == unit])
+        for unit in np.unique(units).tolist()
+        if unit >= 0
     ]
 
 
@@ -216,8 +210,8 @@ def unit_sets(strand: Strand, owner: IntArray) -> list[tuple[tuple[int, ...], in
     """
     units = owner[strand.living]
     positions, units = strand.positions[units >= 0], units[units >= 0]
-    if len(units) and not strand.is_grid and (units == units[0]).all():  # the usual case, at once
-        return [((int(units[0]),), len(units))]
+    if not strand.is_grid and (units == units[:1]).all():  # the usual case, at once
+        return [((unit,), len(units)) for unit in units[:1].tolist()]
     starts = np.flatnonzero(np.diff(positions, prepend=-1))
     widths = np.diff(starts, append=len(positions))
     found: list[tuple[tuple[int, ...], int]] = []

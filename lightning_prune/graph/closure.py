@@ -212,6 +212,7 @@ class _State:
         self.causes: list[IntArray] = []
         self._by_flat: dict[tuple[bytes, tuple[int, ...]], Product] = {}
         self._by_axes: dict[tuple[bytes, ...], Product] = {}
+        self._spread: set[tuple[bytes, ...]] = set()
         self._grids: dict[int, list[tuple[npt.NDArray[np.uint64], IntArray]]] = {}
         self._hash = np.random.default_rng(0).integers(1, 2**63, size=max(count, 1)).astype(np.uint64)
 
@@ -219,10 +220,14 @@ class _State:
         """Apply one product: freezes of elements to factors, equal grids, and grids with few free factors."""
         flat = self.classes[product.flat]
         axes = [self.classes[a] for a in product.axes]
+        key = flat.tobytes(), *(a.tobytes() for a in axes)
+        if key in self._spread:  # most layers have the grids of others
+            return
+        self._spread.add(key)
         frozen = self.frozen[flat]
         if frozen.any():
             self._freeze_factors(product, axes, flat, frozen)
-        self._equal_grids(product, flat, axes)
+        self._equal_grids(product, *key)
         free = [k for k, a in enumerate(axes) if not self.frozen[a].all()]
         if not free:
             if not frozen.all():
@@ -248,14 +253,14 @@ class _State:
         self.seeds.append(labels)
         self.causes.append(causes)
 
-    def _equal_grids(self, product: Product, flat: IntArray, axes: list[IntArray]) -> None:
+    def _equal_grids(self, product: Product, flat: bytes, *axes: bytes) -> None:
         """Equal elements have equal factors, and the other way round."""
-        first = self._by_flat.setdefault((flat.tobytes(), product.shape), product)
+        first = self._by_flat.setdefault((flat, product.shape), product)
         for a, b in zip(product.axes, first.axes, strict=True):
             if first is not product and (self.classes[a] != self.classes[b]).any():
                 self.pairs.append((a, b))
-        first = self._by_axes.setdefault(tuple(a.tobytes() for a in axes), product)
-        if first is not product and (self.classes[first.flat] != flat).any():
+        first = self._by_axes.setdefault(axes, product)
+        if first is not product:
             self.pairs.append((first.flat, product.flat))
 
     def _coordinates(self, product: Product, axes: list[IntArray], free: list[int]) -> npt.NDArray[np.uint64]:

@@ -203,7 +203,8 @@ def _unit(classes: IntArray, places: Sequence[tuple[Place, bool]], roles: _Roles
         per_channel = not any(p.is_output or p.is_input for p, _ in group)
         whole_groups = axis == "groups" and any(both for _, both in group)
         for place, _ in group:
-            settled.append(replace(place, is_output=True, is_input=True) if per_channel or whole_groups else place)
+            sides = (True, True) if per_channel or whole_groups else (place.is_output, place.is_input)
+            settled.append(Place(place.layer, place.tensor, place.dim, place.positions, place.channels, *sides))
     if not any(p.is_output for p in settled):  # a product of weights reads both: one of them makes
         settled = [replace(p, is_output=True) for p in settled]
     settled.sort(key=lambda p: (layers.order[p.tensor], p.dim))
