@@ -92,6 +92,7 @@ class MutableChannel:
         self.num_channels = _check_count(num_channels, name)
         self._mask = torch.ones(num_channels, dtype=torch.bool)
         self._version = 0
+        self._cache: tuple[int, KeptIndices | None] | None = None
 
     @property
     def current_mask(self) -> Tensor:
@@ -129,6 +130,16 @@ class MutableChannel:
     def version(self) -> int:
         """Count of real changes of the mask so far; what is derived from the mask is stale when it moves."""
         return self._version
+
+    def kept_indices(self) -> KeptIndices | None:
+        """Return what remains, or None when nothing is cut; worked out once for all axes that it decides alone."""
+        if self._cache is None or self._cache[0] != self._version:
+            self._cache = (self._version, None if bool(self._mask.all()) else KeptIndices(self._mask))
+        return self._cache[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles make their own indices: those of other devices must not travel.
+        return {**self.__dict__, "_cache": None}
 
     def __repr__(self) -> str:
         return (
@@ -260,6 +271,12 @@ class MutableChannelContainer:
         Raises:
             ConfigError: Nothing remains.
         """
+        if (
+            len(self._spans) == 1
+            and self._spans[0].index is None
+            and self._mutables[0].num_channels == self.num_channels
+        ):
+            return self._mutables[0].kept_indices()
         version = self.version
         if self._cache is None or self._cache[0] != version:
             mask = self.current_mask
