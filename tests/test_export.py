@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from lightning_prune.checkpoint import save_pruned
+from lightning_prune.errors import ConfigError
 from lightning_prune.export import export_pruned
 from lightning_prune.mutables import MutableChannel
 from lightning_prune.mutator import ChannelMutator
@@ -66,3 +70,25 @@ def test_exported_tensors_lie_in_memory_as_those_of_a_network_built_narrow(name:
     assert [tensor.stride() for tensor in tensors] == [tensor.stride() for tensor in built]
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors)
     assert not any(getattr(module, "_forward_pre_hooks", None) or module._forward_hooks for module in small.modules())
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        pytest.param(3, "Got 3 of type int", id="a number"),
+        pytest.param(nn.ReLU, r"Got the class ReLU.*expected a module: ReLU\(\.\.\.\)", id="a class"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("purpose", "run"),
+    [
+        ("to export", export_pruned),
+        ("to save", lambda model: save_pruned(model, "nowhere.ckpt")),
+        ("to prune", ChannelMutator(example_input=BATCH).prepare_from_supernet),
+    ],
+    ids=["export", "save", "prune"],
+)
+def test_what_is_no_module_is_refused(given: Any, match: str, purpose: str, run: Callable[[Any], None]) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        run(given)
+    assert purpose in str(caught.value)

@@ -55,6 +55,13 @@ def run_file(path: Path, *inputs: torch.Tensor) -> torch.Tensor:
 
 
 @WRITERS
+def test_folders_on_the_way_are_made(write, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "first" / f"model{suffix}"
+    write(make(), IMAGES, path)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+@WRITERS
 @pytest.mark.parametrize("batch", [1, 2], ids=["one example", "two"])
 def test_a_file_computes_what_the_model_does_for_any_batch(write, suffix: str, batch: int, tmp_path: Path) -> None:
     model, path = masked(make(), IMAGES), tmp_path / f"model{suffix}"

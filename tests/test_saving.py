@@ -128,6 +128,15 @@ def test_a_model_without_a_trainer_comes_back(form: str, suffix: str, tmp_path: 
 
 
 @SUFFIXES
+def test_folders_on_the_way_are_made(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "first" / f"net{suffix}"
+    save_pruned(small(), path)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    with pytest.raises(FileExistsError, match=f"'{path}'"):
+        save_pruned(small(), path / f"other{suffix}")
+
+
+@SUFFIXES
 def test_a_file_is_no_larger_than_that_of_a_narrow_model(suffix: str, tmp_path: Path) -> None:
     wide = small()
     save_pruned(wide, tmp_path / f"pruned{suffix}")

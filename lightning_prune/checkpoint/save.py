@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_prune.checkpoint.hooks import KEY
 from lightning_prune.checkpoint.safetensors import is_safetensors, write_safetensors
 from lightning_prune.errors import ConfigError
+from lightning_prune.mutator.arguments import check_module
 from lightning_prune.ops.structure import structure_of
 
 __all__ = ["save_pruned"]
@@ -35,14 +36,15 @@ def save_pruned(
 
     Args:
         model: Small, dynamic or dense.
-        path: A name that ends in ``.safetensors`` gives that format; any other is a file of `torch.save`.
+        path: A name that ends in ``.safetensors`` gives that format; any other is a file of `torch.save`. Its folder is
+            made if it is not there.
         hyper_parameters: Arguments that make the dense model from its class. None takes ``model.hparams`` if the model
             has them, as a LightningModule has.
         units: What remains of each unit by name, for `describe`: `ChannelMutator.current_choices`.
 
     Raises:
-        ConfigError: A hyperparameter is no plain data, the state dict holds what the format cannot, or the package
-            safetensors is missing.
+        ConfigError: `model` is no module, a hyperparameter is no plain data, the state dict holds what the format
+            cannot, or the package safetensors is missing.
 
     Example:
         >>> import tempfile
@@ -52,6 +54,7 @@ def save_pruned(
         >>> load_pruned(path, nn.Linear)
         Linear(in_features=2, out_features=3, bias=True)
     """
+    check_module(model, "to save")
     given = getattr(model, "hparams", None) if hyper_parameters is None else hyper_parameters
     arguments = dict(given) if isinstance(given, Mapping) else {}
     for name, value in arguments.items():
@@ -65,6 +68,7 @@ def save_pruned(
         **named,
     }
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         written = Path(folder) / target.name
         if is_safetensors(target):

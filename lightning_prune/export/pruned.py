@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from lightning_prune.mutator.arguments import check_module
 from lightning_prune.mutator.preview import detached
 from lightning_prune.mutator.rebuild import rewrite_configs_
 from lightning_prune.ops import to_static_
@@ -36,7 +37,8 @@ def export_pruned(model: ModelT) -> ModelT:
         A deep copy, with shrunk tensors and integers.
 
     Raises:
-        ConfigError: The masks describe no plain layer, or differ between modules that share a tensor.
+        ConfigError: `model` is no module, or its masks describe no plain layer, or differ between modules that share a
+            tensor.
 
     Example:
         >>> import torch
@@ -48,6 +50,7 @@ def export_pruned(model: ModelT) -> ModelT:
         >>> export_pruned(layer)
         Linear(in_features=2, out_features=2, bias=True)
     """
+    check_module(model, "to export")
     small = copy.deepcopy(model, detached(model))
     structure = structure_of(small)
     to_static_(small)

@@ -161,9 +161,10 @@ def placed(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a path to write to; what lies beside it is put in place if all goes well, the named file last.
 
     Args:
-        path: Where the file is to be. Its folder exists.
+        path: Where the file is to be. Its folder is made if it is not there.
     """
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         written = Path(folder) / target.name
         yield written

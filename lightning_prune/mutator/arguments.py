@@ -18,6 +18,7 @@ from lightning_prune.units import L1MutableChannelUnit, MutableChannelUnit, Sequ
 
 __all__ = [
     "check_model",
+    "check_module",
     "check_plan",
     "check_unit_arguments",
     "make_unit",
@@ -103,12 +104,30 @@ def check_unit_arguments(unit_type: type[MutableChannelUnit], arguments: Mapping
             raise ConfigError(f"Got argument {name!r} for {unit_type.__name__}. {did_you_mean(name, valid)}")
 
 
-def check_model(model: nn.Module) -> None:
-    """Check that a model has parameters, and that they have sizes.
+def check_module(model: Any, purpose: str) -> None:
+    """Check that a model is one.
+
+    Args:
+        model: What was given for it.
+        purpose: What it is for, such as "to export".
 
     Raises:
-        ConfigError: It has none, or some are lazy: made by the first forward.
+        ConfigError: It is a class, or something else.
     """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        raise ConfigError(f"Got the class {model.__name__} {purpose}; expected a module: {model.__name__}(...).")
+    raise ConfigError(f"Got {model!r:.80} of type {type(model).__name__} {purpose}; expected a torch.nn.Module.")
+
+
+def check_model(model: nn.Module) -> None:
+    """Check that a model is a module with parameters, and that they have sizes.
+
+    Raises:
+        ConfigError: It is none, it has none, or some are lazy: made by the first forward.
+    """
+    check_module(model, "to prune")
     lazy = [name for name, tensor in named_tensors(model).items() if is_lazy(tensor)]
     if lazy:
         more = f" and {len(lazy) - 3} more" if len(lazy) > 3 else ""

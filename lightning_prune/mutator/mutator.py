@@ -122,9 +122,9 @@ class ChannelMutator:
             model: A plain model, or one whose dynamic ops already share mutables.
 
         Raises:
-            ConfigError: No example input, this mutator already has a model, a model without parameters or with lazy
-                ones, a structure of another model, or an entry or override for a unit that does not exist or does not
-                take it. The model is unchanged.
+            ConfigError: No module, no example input, this mutator already has a model, a model without parameters or
+                with lazy ones, a structure of another model, or an entry or override for a unit that does not exist or
+                does not take it. The model is unchanged.
             TraceError: The model's own forward fails on the example input. The model is unchanged.
         """
         if self._model is not None:
