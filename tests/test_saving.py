@@ -16,97 +16,23 @@ from lightning.pytorch.cli import LightningCLI
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lightning_prune import ChannelMutator, PrunableMixin, describe, export_pruned, load_pruned, save_pruned
-from lightning_prune.checkpoint import KEY, register_structure_hooks, structure_of
+from lightning_prune import PrunableMixin, describe, load_pruned, save_pruned
+from lightning_prune.checkpoint import KEY, structure_of
 from lightning_prune.compact import compact_
 from lightning_prune.errors import CheckpointError, ConfigError
-from lightning_prune.mutables import MutableChannel
-from lightning_prune.ops import convert_
-from tests.zoo import ZOO
-
-SUFFIXES = pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-TOKENS = torch.arange(7)
-
-
-class Tied(nn.Module):
-    """An embedding that is the classifier too, and a norm with statistics."""
-
-    def __init__(self, width: int = 6, *, scale: float = 1.0) -> None:
-        super().__init__()
-        self.embed, self.norm = nn.Embedding(7, width), nn.BatchNorm1d(width)
-        self.head = nn.Linear(width, 7, bias=False)
-        self.head.weight = self.embed.weight
-        self.scale = scale
-
-    def forward(self, tokens):
-        return self.head(self.norm(self.embed(tokens)) * self.scale)
-
-
-class Arguments(LightningModule):
-    """Takes its arguments one by one."""
-
-    def __init__(self, width: int, scale: float = 1.0) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.net = Tied(width, scale=scale)
-
-
-class Settings(LightningModule):
-    """Takes its arguments as one object."""
-
-    def __init__(self, settings: argparse.Namespace) -> None:
-        super().__init__()
-        self.save_hyperparameters(settings)
-        self.net = Tied(settings.width)
-
-
-class Parts(LightningModule):
-    """Takes modules, so that only LightningCLI can save what it was made with."""
-
-    def __init__(self, net: nn.Module, rate: float = 0.1) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.net = net
-        self.rate = rate
-
-
-class Mixed(PrunableMixin, Arguments):
-    """Loads itself."""
-
-    def on_load_checkpoint(self, checkpoint):  # without super(), as people do
-        self.loaded = True
-
-
-def dynamic_(net: Tied) -> None:
-    unit = MutableChannel(6)
-    convert_(net.embed).get_mutable_attr("out_channels").register_mutable(unit, 0, 6)
-    convert_(net.norm).get_mutable_attr("in_channels").register_mutable(unit, 0, 6)
-    convert_(net.head).get_mutable_attr("in_channels").register_mutable(unit, 0, 6)
-    unit.current_choice = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
-
-
-def small(seed: int = 0, **kwargs) -> Tied:
-    torch.manual_seed(seed)
-    net = Tied(**kwargs)
-    net(TOKENS)  # statistics
-    dynamic_(net)
-    compact_(net)
-    return net.eval()
-
-
-def with_small(make):
-    module = make()
-    dynamic_(module.net)
-    compact_(module)
-    return module
-
-
-def save_by_trainer(module: LightningModule, path: Path) -> None:
-    register_structure_hooks(module)
-    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(path, weights_only=True)
-
+from tests.saved import (
+    SUFFIXES,
+    TOKENS,
+    Arguments,
+    Mixed,
+    Parts,
+    Settings,
+    Tied,
+    dynamic_,
+    save_by_trainer,
+    small,
+    with_small,
+)
 
 # save_pruned
 
@@ -358,67 +284,3 @@ def test_the_mixin_names_the_file_and_refuses_bad_yaml(tmp_path: Path) -> None:
 def test_the_mixin_says_that_it_comes_first() -> None:
     with pytest.raises(ConfigError, match=r"Write it first: class Late\(PrunableMixin, LightningModule\)"):
         type("Late", (LightningModule, PrunableMixin), {})
-
-
-# describe
-
-
-def test_describe_tells_what_is_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = with_small(lambda: Arguments(6, scale=2.0))
-    structure = structure_of(module, units={"embed": 4}, progress={"progress": 1.0, "last": 3})
-    content = {"state_dict": module.state_dict(), KEY: structure, "epoch": 3, "pytorch-lightning_version": "2.6"}
-    torch.save({**content, "hyper_parameters": {"width": 6, "scale": 2.0}}, tmp_path / "last.ckpt")
-    found = describe(tmp_path / "last.ckpt")
-    text = capsys.readouterr().out
-    assert str(found) + "\n" == text
-    # 7 tokens of 6 channels, the four vectors of the norm and its counter
-    assert found.entries == {"dense": 7 * 6 + 4 * 6 + 1, "kept": 7 * 4 + 4 * 4 + 1, "stored": 7 * 4 + 4 * 4 + 1}
-    for line in [
-        "last.ckpt: a checkpoint of Lightning, epoch 3",
-        "entries of tensors: 67 -> 45 (67.2%), stored small",
-        "schedule: progress 1.0, last 3",
-        "  scale  2.0",
-        "  embed  4",
-        "  net.embed.weight       [7, 6] -> [7, 4]",
-        "  net.embed.embedding_dim  6 -> 4",
-    ]:
-        assert line in text
-    assert json.loads(json.dumps(found.to_dict()))["tensors"]["net.embed.weight"]["is_cut"]
-
-
-def test_describe_tells_a_full_sized_file(tmp_path: Path) -> None:
-    net = Tied()
-    dynamic_(net)
-    save_pruned(net, tmp_path / "net.ckpt")
-    assert "67 -> 45 (67.2%), stored full-sized, loads small" in str(describe(tmp_path / "net.ckpt"))
-
-
-def test_describe_tells_a_file_without_a_structure(tmp_path: Path) -> None:
-    torch.save(Tied().state_dict(), tmp_path / "net.pt")
-    assert "tensors\nstructure: none\nentries of tensors: 67 -> 67 (100.0%), stored dense" in str(
-        describe(tmp_path / "net.pt")
-    )
-
-
-def test_equal_indices_are_stored_once() -> None:
-    case = ZOO["bottleneck"]
-    mutator = ChannelMutator(example_input=case.inputs())
-    mutator.prepare_from_supernet(case.make())
-    mutator.set_choices({unit.name: 0.5 for unit in mutator.mutable_units})
-    for model in (mutator.model, export_pruned(mutator.model)):
-        kept = [indices for entry in structure_of(model)["tensors"].values() for indices in entry["kept"].values()]
-        values = {tuple(indices.tolist()) for indices in kept}
-        assert len({id(indices) for indices in kept}) == len(values) == len(mutator.units)
-        assert len(kept) > 3 * len(values)
-
-
-@SUFFIXES
-def test_a_file_is_little_larger_than_that_of_a_narrow_model(suffix: str, tmp_path: Path) -> None:
-    model, unit = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)), MutableChannel(128)
-    for index, attr in ((0, "out_channels"), (2, "in_channels")):
-        convert_(model[index]).get_mutable_attr(attr).register_mutable(unit, 0, 128)
-    unit.current_choice = torch.arange(128) % 2 == 0
-    save_pruned(export_pruned(model), tmp_path / f"pruned{suffix}")
-    save_pruned(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), tmp_path / f"narrow{suffix}")
-    sizes = [(tmp_path / f"{name}{suffix}").stat().st_size for name in ("pruned", "narrow")]
-    assert sizes[0] <= 1.05 * sizes[1]
