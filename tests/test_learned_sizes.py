@@ -217,6 +217,28 @@ def test_a_channel_that_is_taken_and_not_read_freezes_nothing(uses: str, units: 
     assert_cut_as_certified(model, mutator, x)
 
 
+class Table(nn.Module):
+    """Adds the rows of a table that the length of the input asks for, after an op on all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave, self.rows = nn.Linear(5, 12), nn.Linear(12, 2), nn.Embedding(9, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.leave(self.enter(x) + self.rows.weight.tanh()[2 : 2 + x.shape[1]])
+        return y
+
+
+def test_rows_that_a_longer_input_would_read_stay() -> None:
+    model, mutator, x = prepared(Table(), 2, 4, 5)
+    assert [u.num_channels for u in mutator.units] == [12]
+    frozen = {(tensor, dim): (size, reason) for tensor, dim, size, reason in mutator.report().frozen}
+    assert frozen["rows.weight", 0] == (9, "a slice leaves it out: a longer input may read it")
+    longer = torch.randn(2, 7, 5, dtype=torch.float64)
+    mutator.apply(scattered(mutator.units))
+    torch.testing.assert_close(outputs(model, (longer,)), zeroed_outputs(model, (longer,)), rtol=1e-12, atol=1e-12)
+
+
 class Fused(nn.Module):
     """Queries, keys and values in one layer, cut apart at places worked out of several numbers."""
 

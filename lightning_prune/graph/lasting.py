@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
 from lightning_prune.graph.channel_graph import unit_sets
-from lightning_prune.graph.closure import BoolArray, Closure
-from lightning_prune.graph.event import VIEWS
+from lightning_prune.graph.closure import BoolArray, Closure, Strand
+from lightning_prune.graph.event import VIEWS, Event
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
@@ -27,6 +27,7 @@ def find_lasting(trace: DenseTrace, closure: Closure) -> Iterator[tuple[IntArray
         (_vital, "without it a whole tensor would be empty"),
         (_squares, "a grid of channels with themselves"),
         (_unread, "no traced op reads it"),
+        (_passed_over, "a slice leaves it out: a longer input may read it"),
     ):
         found = find(trace, closure)
         found = found[~closure.frozen[found]]
@@ -88,6 +89,29 @@ def _unread(trace: DenseTrace, closure: Closure) -> IntArray:
     for strand in closure.strands(a for name, axes in trace.axes.items() if name in trace.read for a in axes):
         held[strand.living] = True
     return np.flatnonzero(held & ~read)
+
+
+def _passed_over(trace: DenseTrace, closure: Closure) -> IntArray:
+    """Return the classes that slices leave out, of which no op does more than to hand them on to these."""
+    passed: BoolArray = np.zeros(closure.count, np.bool_)
+    events = [e for events in trace.events.values() for e in events]
+    for strand, after in (pair for e in events if e.entry.index for pair in _ending(e, closure)):
+        left = strand.classes
+        for other in after:
+            left = left[~np.isin(left, other.classes)]
+        passed[left] = True
+    if passed.any():
+        for strand, _ in (pair for e in events if not e.entry.index for pair in _ending(e, closure)):
+            passed[strand.classes] = False
+    return np.flatnonzero(passed)
+
+
+def _ending(event: Event, closure: Closure) -> Iterator[tuple[Strand, Collection[Strand]]]:
+    """Yield the channels that an op takes in and does not hand on as they are, with those that it hands on."""
+    after = closure.strands(axis for axes in event.out_axes for axis in axes)
+    for strand in closure.strands(axis for axes in event.in_axes for axis in axes):
+        if strand not in after:
+            yield strand, after
 
 
 def find_vanishing(closure: Closure, units: Partition, axes: Iterable[IntArray]) -> list[IntArray]:
