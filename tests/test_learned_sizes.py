@@ -193,6 +193,36 @@ def test_queries_of_one_key_lose_heads() -> None:
     assert_cut_as_certified(model, mutator, x)
 
 
+class Quotient(nn.Module):
+    """Blocks of attention whose heads have what the width of the input, divided by their number, gives them."""
+
+    def __init__(self, rest: bool) -> None:
+        super().__init__()
+        self.width, self.heads, self.rest = 24, 4, rest
+        self.enter, self.last = nn.Linear(5, 24), nn.Linear(24, 2)
+        self.fused, self.leave = (
+            nn.ModuleList(nn.Linear(24, 72) for _ in "ab"),
+            nn.ModuleList(nn.Linear(24, 24) for _ in "ab"),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for fused, leave in zip(self.fused, self.leave, strict=True):
+            batch, tokens, width = x.shape
+            q, k, v = fused(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+            made = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2)
+            x = x + leave(made.reshape(batch, tokens, -1 if self.rest else self.width))
+        y: Tensor = self.last(x)
+        return y
+
+
+@pytest.mark.parametrize("rest", [False, True])
+def test_a_width_that_is_divided_among_heads_goes_with_them(rest: bool) -> None:
+    model, mutator, x = prepared(Quotient(rest), 2, 7, 5)
+    assert [(u.axis, u.num_channels) for u in mutator.units] == [("head_dim", 6), ("heads", 4)]
+    assert_cut_as_certified(model, mutator, x)
+
+
 class Positions(nn.Module):
     """Takes one channel, to see how many rows there are; may use it."""
 
@@ -230,7 +260,7 @@ class Table(nn.Module):
 
 
 def test_rows_that_a_longer_input_would_read_stay() -> None:
-    model, mutator, x = prepared(Table(), 2, 4, 5)
+    model, mutator, _ = prepared(Table(), 2, 4, 5)
     assert [u.num_channels for u in mutator.units] == [12]
     frozen = {(tensor, dim): (size, reason) for tensor, dim, size, reason in mutator.report().frozen}
     assert frozen["rows.weight", 0] == (9, "a slice leaves it out: a longer input may read it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Protocol
@@ -49,7 +50,7 @@ def mend(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequ
     Returns:
         Whether anything was bound.
     """
-    return _mend(known, axes, alive, mismatches, (_bind_parts, _bind_followed))
+    return _mend(known, axes, alive, mismatches, (_bind_parts, _bind_followed, _bind_quotient))
 
 
 def keep_slices(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch]) -> bool:
@@ -134,6 +135,25 @@ def _alike(axes: AxisTable, labels: IntArray, followed: IntArray) -> list[tuple[
 def _shared(one: Sequence[str], other: Sequence[str]) -> int:
     """Return how many parts two paths share from their root on."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _bind_quotient(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
+    """An axis that came out as another one divided by its other factors is a factor of that one too.
+
+    The channels of a head in `reshape(..., heads, width // heads)`: the width goes with heads and their channels.
+    """
+    for met, labels in mismatch.axes:
+        for grid in axes.closure.products if met not in (None, len(labels)) else ():
+            others = [a for a in grid.axes if axes.key(a) is not axes.key(labels)]
+            if len(others) == len(grid.axes):
+                continue
+            divisor = math.prod(int(np.count_nonzero(alive[a])) for a in others)
+            for axis in axes.changed(known.place(mismatch), len(grid.flat), alive):
+                fits = divisor and int(np.count_nonzero(alive[axis])) // divisor == met
+                if fits and axes.key(axis) is not axes.key(grid.flat):
+                    known.pairs.append((axis, grid.flat))
+                    return True
+    return False
 
 
 def _keep_slice(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
