@@ -163,7 +163,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]
             "groups of a norm": (lambda n, other, x: F.group_norm(other(x).mT, n), {}),
             "a padding": (lambda n, _, x: F.pad(x, (0, 0, n, 9 - n)), {}),
             "the start of tokens": (lambda n, _, x: x[:, n : n + 3], {}),
-            "the start of channels": (lambda n, other, x: other(x)[..., n : n + 9], {"other_(13, 24)_out_1_in_0": 11}),
+            "the start of channels": (lambda n, other, x: other(x)[..., n : n + 9], {}),
         }.items()
     },
     "attention scaled by its head_dim": (
