@@ -169,4 +169,6 @@ def holding_buffers(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_left_alone(module: nn.Module) -> bool:
     """Whether the tensors of `module` are out of reach: scripted, or not there yet."""
-    return isinstance(module, torch.jit.ScriptModule) or any(is_lazy(p) for p in module.parameters(recurse=False))
+    return isinstance(module, torch.jit.ScriptModule) or any(
+        p is not None and is_lazy(p) for p in module._parameters.values()
+    )
