@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -80,8 +80,7 @@ def analyze(
         return next((g for g in ignore if any(fnmatchcase(n, g) for n in names)), None)
 
     known, closure, units = refine(trace, frozenset(parameters), ignored, tie_kinds)
-    if known.refused:
-        _note_restless(trace)
+    _note_restless(trace, known.restless)
     if strict and (trace.failure or trace.unknown or known.refused):
         what = [*filter(None, [trace.failure]), *(f"no rule for {op}" for op in trace.unknown), *known.refused]
         raise TraceError(f"strict=True and these would freeze channels: {'; '.join(what)}. Pass rules= or ignore=.")
@@ -105,10 +104,10 @@ def analyze(
     return graph, trace
 
 
-def _note_restless(trace: DenseTrace) -> None:
-    """Note the modes in which the model itself does not run the same program twice: nothing certifies there."""
+def _note_restless(trace: DenseTrace, modes: Collection[str]) -> None:
+    """Note those modes in which the model itself does not run the same program twice: nothing certifies there."""
     whole = np.ones(trace.space.size, np.bool_)
-    for mode in trace.events:
+    for mode in filter(modes.__contains__, trace.events):
         try:
             for _ in range(2):  # once it may be the same by chance
                 run_lockstep(trace, whole, (), [mode])

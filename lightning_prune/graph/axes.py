@@ -82,8 +82,8 @@ class AxisTable:
         prefix, key = self._prefix(module), self.key(labels)
         for tensor, ordinal, axis in self._by_size.get(len(labels), ()):
             if tensor.startswith(prefix) and self.key(axis) == key:
-                return View(tensor[len(prefix) :], ordinal, self._shape(labels))
-        return View(None, 0, self._shape(labels))
+                return View(tensor[len(prefix) :], ordinal, self.shape(labels))
+        return View(None, 0, self.shape(labels))
 
     def find(self, module: str, size: int, view: View) -> IntArray | None:
         """Return the axis of a module that a view describes; None where none does, or several that differ."""
@@ -96,10 +96,10 @@ class AxisTable:
         inside = [entry for entry in self._by_size.get(size, ()) if entry[0].startswith(prefix)]
         for tensor, ordinal, axis in inside:
             # an axis of a parameter is the same one whatever it is made of; a factor or part of one is not
-            alike = ordinal < self._ranks[tensor] or self._shape(axis) == view.shape
+            alike = ordinal < self._ranks[tensor] or self.shape(axis) == view.shape
             if (tensor[len(prefix) :], ordinal) == (view.tensor, view.ordinal) and alike:
                 return axis
-        fits = [entry for entry in inside if self._shape(entry[2]) == view.shape]
+        fits = [entry for entry in inside if self.shape(entry[2]) == view.shape]
         return fits[0][2] if len({self._unit_sets(axis) for _, _, axis in fits}) == 1 else None
 
     def _prefix(self, module: str) -> str:
@@ -140,7 +140,7 @@ class AxisTable:
             known = self._sets[id(labels)] = frozenset(members for members, _ in sets)
         return known
 
-    def _shape(self, labels: IntArray) -> Shape:
+    def shape(self, labels: IntArray) -> Shape:
         """Return what an axis is made of, in words that hold for every module of a kind."""
         units = self.units.units
         return tuple(sorted({tuple(sorted(units[u].axis for u in members)) for members in self._unit_sets(labels)}))

@@ -112,9 +112,9 @@ class Lockstep(Walk):
         if isinstance(error, Mismatch) or not self.patient:
             raise error
         event = self._event(name, inputs)
-        reason = f"`{event.name.removeprefix('aten::')}`: {type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {error}"
         self._rescued = self.count
-        return self._disagree(Mismatch(reason, self.count, event, self._given_sizes(event, args)), None)
+        return self._disagree(self._mismatch(event, what, self._told_wrongly(event, args)), None)
 
     def visit(
         self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
@@ -199,7 +199,7 @@ class Lockstep(Walk):
         outputs = tensors_in(out)
         if len(outputs) != len(event.out_axes):
             what = f"{len(outputs)} results instead of {len(event.out_axes)}"
-            return self._mismatch(event, what, self._given_sizes(event, args))
+            return self._mismatch(event, what, self._told_wrongly(event, args))
         wrong, first = [], ""
         for tensor, axes, shape in zip(outputs, event.out_axes, event.out_shapes, strict=True):
             if tensor.dim() != len(axes):
@@ -210,7 +210,7 @@ class Lockstep(Walk):
                     first = first or f"axis {d} of the result has {size} entries instead of {expected}"
                     wrong += [(size, axis)] if is_labelled(axis) else []
         if first:
-            return self._mismatch(event, first, wrong)
+            return self._mismatch(event, first, self._told_wrongly(event, args) or wrong)  # the others are inferred
         if event.pins:
             inputs = tensors_in(args)
             for k, d in event.pins:
@@ -237,8 +237,8 @@ class Lockstep(Walk):
         distinct = {id(a): a for a in axes if self.expected(a, len(a)) != len(a)}
         return [(None, axis) for axis in distinct.values()]
 
-    def _given_sizes(self, event: Event, args: Mapping[str, Any]) -> list[Met]:
-        """Return the axes whose size an op was told wrongly, or else all of them that change."""
+    def _told_wrongly(self, event: Event, args: Mapping[str, Any]) -> list[Met]:
+        """Return the axes whose size an op was told wrongly."""
         wrong: list[Met] = []
         for name in event.entry.sizes:
             given = args.get(name)
@@ -254,7 +254,7 @@ class Lockstep(Walk):
             for size, axis in zip(given, axes, strict=False):
                 if is_labelled(axis) and size not in (-1, self.expected(axis, len(axis))):
                     wrong.append((size, axis))
-        return wrong or self._changed(event)
+        return wrong
 
     def _compare_indices(self, event: Event, args: Mapping[str, Any], out: Any) -> Mismatch | None:
         pairs = (

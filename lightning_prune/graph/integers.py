@@ -6,10 +6,14 @@ the failing stack that equals an old size is set to the new one; what then gets 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from hashlib import blake2b
 from numbers import Integral
+from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -25,7 +29,7 @@ from lightning_prune.graph.memos import is_own
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 
-__all__ = ["Integers", "known_followers"]
+__all__ = ["Guess", "Integers", "known_followers"]
 
 Element = int | str | None  # index into a tuple or list, key of a dict, attribute of an object; None for an int itself
 Candidate = tuple[str, str, Element, IntArray]  # module, attribute, element, the axis it may follow
@@ -103,6 +107,14 @@ def _recurrent(module: nn.Module, axes: Mapping[str, Sequence[Axis]]) -> Iterato
             yield "hidden_size", None, hr[1]
 
 
+class Guess(Enum):
+    """Where to guess which integer an expression was made of, beside integers that are as large as a wrong axis was."""
+
+    NONE = "nowhere"
+    STALE = "where a size may be the old one"
+    ANY = "where a size is neither the old one nor right, too: of several integers some may follow"
+
+
 @dataclass(frozen=True)
 class Rule:
     """An integer of every module of a class, and the axis that it follows.
@@ -139,6 +151,7 @@ class Integers:
     _owners: dict[type[nn.Module], list[tuple[str, nn.Module]]] = field(default_factory=dict)
     _table: AxisTable | None = None
     _tried: set[tuple[Rule, str]] = field(default_factory=set)  # for the axes of this table
+    _runs: dict[str, dict[Any, list[Mismatch]]] = field(default_factory=dict)  # mode -> structure -> what it showed
 
     def __post_init__(self) -> None:
         self._modules = dict(self.trace.sandbox.model.named_modules())
@@ -165,6 +178,13 @@ class Integers:
                     found[key] = Follower(*key, labels)
         return list(found.values())
 
+    def followed(self, closure: Closure, units: Partition) -> set[str]:
+        """Return the units that integers follow which are not in the table."""
+        known = {id(follower) for follower in self.known}
+        axes = [f.labels for f in self.followers(closure, units) if id(f) not in known]
+        numbers = {int(n) for axis in axes for n in np.unique(units.owner[closure.living_by(axis)[1]])}
+        return {units.units[n].name for n in numbers if n >= 0}
+
     def followers_of(self, module: nn.Module) -> list[Follower]:
         """Return the integers of one module that follow an axis of the units looked at last."""
         if self._table is None:
@@ -178,8 +198,8 @@ class Integers:
         units: Partition,
         alive: BoolArray,
         modes: Sequence[str] | None = None,
-        *,
-        guessing: bool = False,
+        guess: Guess = Guess.NONE,
+        guessed: set[tuple[Rule, str]] | None = None,
     ) -> list[Mismatch]:
         """Rewrite integers until the structure certifies; remember those that were needed.
 
@@ -188,35 +208,52 @@ class Integers:
             units: The units.
             alive: Per label, whether it lives in the structure to certify.
             modes: In which of the traced modes; all by default.
-            guessing: Guess too where a size is neither the old one nor right: an expression may have been made of
-                several integers of which some follow.
+            guess: Where to guess which integers were read.
+            guessed: Guesses that did not help before; grows.
 
         Returns:
             The mismatches that no integer mends; none when the structure certifies.
         """
 
         def failures(rules: Sequence[Rule]) -> list[Mismatch]:
-            return find_mismatches(self.trace, alive, self.followers(closure, units, rules), modes)
+            return self._find(alive, self.followers(closure, units, rules), modes)
 
         axes, before = self.axes(closure, units), list(self.learned)
-        left, guessed = failures(self.learned), set[tuple[Rule, str]]()
+        left, guessed = failures(self.learned), set() if guessed is None else guessed
         for _ in range(_ROUNDS):
             followers = self.followers(closure, units)
-            proposals = self._propose(axes, alive, left, followers, guessed, guessing) if left else {}
+            proposals = self._propose(axes, alive, left, followers, guessed, guess) if left else {}
             if not proposals:
                 break
             after = failures([*self.learned, *proposals])
             good = [rule for rule, (mismatch, labels) in proposals.items() if _is_mended(mismatch, labels, after)]
             self.learned += good
-            if good and guessing:
+            if good and guess is Guess.ANY:
                 guessed.clear()  # what did not help alone may help now
             left = after if len(good) == len(proposals) else failures(self.learned) if good else left
         fresh = self.learned[len(before) :]
         for rule in fresh if not left and len(fresh) > 1 else ():  # keep only what is needed
             fewer = [r for r in self.learned if r is not rule]
-            if certifies(self.trace, alive, self.followers(closure, units, fewer), modes):
+            if self._certifies(alive, self.followers(closure, units, fewer), modes):
                 self.learned = fewer
         return left
+
+    def _find(self, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None) -> list[Mismatch]:
+        """Return where a structure disagrees, in the first mode where it does; nothing is run twice."""
+        key = _key(alive, followers)
+        for mode in modes or self.trace.events:
+            runs = self._runs.setdefault(mode, {})
+            if key not in runs:
+                runs[key] = find_mismatches(self.trace, alive, followers, [mode])
+            if runs[key]:
+                return runs[key]
+        return []
+
+    def _certifies(self, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None) -> bool:
+        key = _key(alive, followers)
+        if any(self._runs.get(mode, {}).get(key) for mode in modes or self.trace.events):
+            return False
+        return certifies(self.trace, alive, followers, modes)
 
     def _propose(
         self,
@@ -225,7 +262,7 @@ class Integers:
         mismatches: Sequence[Mismatch],
         followers: Sequence[Follower],
         guessed: set[tuple[Rule, str]],
-        guessing: bool,
+        guess: Guess,
     ) -> dict[Rule, tuple[Mismatch, IntArray | None]]:
         """Return untried rules with what they are to mend: for each axis known to be wrong one, else one guess."""
         taken = {(f.module, f.attribute, f.element) for f in followers}
@@ -236,9 +273,9 @@ class Integers:
             if rule is not None:
                 proposals[rule] = (mismatch, wanted)
         # a guess beside others could pass for what they mend
-        for mismatch in mismatches if not proposals else ():
-            stale = all(met in (None, len(labels)) for met, labels in mismatch.axes)
-            if mismatch.is_size and (stale or guessing):
+        for mismatch in mismatches if guess is not Guess.NONE and not proposals else ():
+            is_stale = all(met in (None, len(labels)) for met, labels in mismatch.axes)
+            if mismatch.is_size and (is_stale or guess is Guess.ANY):
                 rule = self._first(axes, mismatch, self._guesses(axes, alive, mismatch), taken, guessed)
                 if rule is not None:
                     return {rule: (mismatch, None)}
@@ -251,17 +288,18 @@ class Integers:
         candidates: Iterator[Candidate],
         taken: set[tuple[str, str, Element]],
         tried: set[tuple[Rule, str]],
-        proposed: Container[Rule] = (),
+        proposed: Collection[Rule] = (),
     ) -> Rule | None:
-        """Return the first rule that has not been tried for such an op, if none of them is proposed already."""
+        """Return the first rule that has not been tried for such an op, if no integer of them is proposed already."""
         place = mismatch.event.name if mismatch.event else ""
         found = []
         for name, attribute, element, labels in candidates:
             view = axes.view(name, labels)
             rule = Rule(type(self._modules[name]), attribute, element, view)
             found.append((rule, name, attribute, element, labels, view))
-        if any(rule in proposed for rule, *_ in found):
-            return None
+        once = {(rule.owner, rule.attribute, rule.element) for rule in proposed}
+        if any((rule.owner, rule.attribute, rule.element) in once for rule, *_ in found):
+            return None  # an integer follows one axis: this may be the one that mends it
         for rule, name, attribute, element, labels, view in found:
             is_new = (name, attribute, element) not in taken and (rule, place) not in tried
             if is_new and axes.find(name, len(labels), view) is not None:  # the only one of its kind from here
@@ -296,6 +334,12 @@ class Integers:
         for attribute, element, value in integers_of(module):
             if foreign or attribute in names:  # what a config holds may have other names too
                 yield attribute, element, value
+
+
+def _key(alive: BoolArray, followers: Sequence[Follower]) -> tuple[bytes, frozenset[Any]]:
+    """Return what tells a structure and its integers from others."""
+    sizes = [(f.module, f.attribute, f.element, int(np.count_nonzero(alive[f.labels]))) for f in followers]
+    return blake2b(alive.tobytes()).digest(), frozenset(sizes)
 
 
 def _is_mended(mismatch: Mismatch, labels: IntArray | None, after: Sequence[Mismatch]) -> bool:

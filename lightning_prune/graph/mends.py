@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Protocol
 
@@ -38,7 +38,9 @@ class Constraints(Protocol):
 Mend = Callable[[Constraints, AxisTable, BoolArray, Mismatch], bool]
 
 
-def mend(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch]) -> bool:
+def mend(
+    known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch], *, surely: bool = False
+) -> bool:
     """Bind axes that must lose equally; each kind of mend once for each op.
 
     Args:
@@ -46,11 +48,13 @@ def mend(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequ
         axes: The axes of the model.
         alive: Per label, whether it lived in the run that disagreed.
         mismatches: Where it disagreed.
+        surely: Bind only axes that integers follow.
 
     Returns:
         Whether anything was bound.
     """
-    return _mend(known, axes, alive, mismatches, (_bind_parts, _bind_followed, _bind_quotient))
+    kinds = (_bind_followed,) if surely else (_bind_parts, _bind_followed, _bind_nearby, _bind_quotient)
+    return _mend(known, axes, alive, mismatches, kinds)
 
 
 def keep_slices(known: Constraints, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch]) -> bool:
@@ -94,21 +98,34 @@ def _bind_followed(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
 
     One head_dim for q, k and v; heads that are as many as `C // head_dim`.
     """
-    wrong = [(met, labels) for met, labels in mismatch.axes if met is not None and met != len(labels)]
-    followed = known.followed(mismatch) if wrong else []
-    # what an integer says goes first: another axis of the model may be as long by luck
-    nearby = ((met, labels, axes.changed(known.place(mismatch), len(labels), alive)) for met, labels in wrong)
-    for offers in ([(met, labels, iter(followed)) for met, labels in wrong], nearby):
-        bound = False
-        for met, labels, candidates in offers:
-            axis = next((a for a in candidates if _follows(axes, alive, met, labels, a)), None)
-            if axis is not None:
-                known.pairs.append((labels, axis))
-                known.pairs += _alike(axes, labels, axis)
-                bound = True
-        if bound:
-            return True
-    return False
+    followed = known.followed(mismatch) if _wrong(mismatch) else []
+    return _bind(known, axes, alive, [(met, labels, followed) for met, labels in _wrong(mismatch)])
+
+
+def _bind_nearby(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
+    """As `_bind_followed`, to an axis nearby: it may be as long by luck, so this comes last."""
+    place = known.place(mismatch)
+    offers = [(met, labels, axes.changed(place, len(labels), alive)) for met, labels in _wrong(mismatch)]
+    return _bind(known, axes, alive, offers)
+
+
+def _wrong(mismatch: Mismatch) -> list[tuple[int, IntArray]]:
+    """Return the axes whose size is neither the old one nor right."""
+    return [(met, labels) for met, labels in mismatch.axes if met is not None and met != len(labels)]
+
+
+def _bind(
+    known: Constraints, axes: AxisTable, alive: BoolArray, offers: Sequence[tuple[int, IntArray, Iterable[IntArray]]]
+) -> bool:
+    bound = False
+    for met, labels, candidates in offers:
+        fits = [axis for axis in candidates if _follows(axes, alive, met, labels, axis)]
+        if fits:  # of the same make, if there is one: heads may be as many as head_dim
+            axis = next((a for a in fits if axes.shape(a) == axes.shape(labels)), fits[0])
+            known.pairs.append((labels, axis))
+            known.pairs += _alike(axes, labels, axis)
+            bound = True
+    return bound
 
 
 def _follows(axes: AxisTable, alive: BoolArray, met: int, labels: IntArray, axis: IntArray) -> bool:

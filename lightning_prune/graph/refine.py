@@ -16,7 +16,7 @@ from lightning_prune.graph.call import Call
 from lightning_prune.graph.certify import Mismatch
 from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
-from lightning_prune.graph.integers import Integers, known_followers
+from lightning_prune.graph.integers import Guess, Integers, Rule, known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
 from lightning_prune.graph.lasting import find_doubled, find_lasting, find_vanishing
 from lightning_prune.graph.mends import keep_slices, mend
@@ -43,6 +43,7 @@ class Refinement:
         frozen: `(labels, reason index)`.
         pairs: Bindings, those of the trace and those that counterexamples taught.
         refused: Reasons of the freezes that counterexamples taught.
+        restless: The modes in which these were found: the model may run other ops there each time.
         mended: `(kind of mend, mode, step)` of the ops where axes were bound or kept.
     """
 
@@ -54,6 +55,7 @@ class Refinement:
     frozen: list[tuple[IntArray, int]] = field(default_factory=list)
     pairs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    restless: set[str] = field(default_factory=set)
     mended: set[tuple[str, str, int]] = field(default_factory=set)
 
     def freeze(self, labels: IntArray, reason: str) -> None:
@@ -142,18 +144,20 @@ def refine(
 
 def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[Sampler]:
     """Yield the structures to certify, each only when those before it hold."""
-    first = Sampler(known.trace, closure, units.units)
-    yield first
+    sampler = Sampler(known.trace, closure, units.units)
+    yield sampler
     takes_parts = _takes_parts(known.trace, closure)
     if takes_parts:
         yield Sampler(known.trace, closure, units.units, opposite=True)
-    # one integer may follow units that only agree here
-    for bit in range(first.bits if known.integers.learned or known.integers.registered else 0):
-        yield Sampler(known.trace, closure, units.units, whole=bit)
     # of few channels, those that remain may lie evenly by luck
-    if (takes_parts or closure.products) and any(unit.num_channels <= _FEW for unit in units.units):
-        for seed in (1, 2):
-            yield Sampler(known.trace, closure, units.units, seed=seed)
+    few = (takes_parts or closure.products) and any(unit.num_channels <= _FEW for unit in units.units)
+    for _ in range(2 if few else 0):
+        sampler = Sampler(known.trace, closure, units.units, after=sampler)
+        yield sampler
+    followed = known.integers.followed(closure, units)
+    while not sampler.tells_apart(followed):  # an integer may follow a unit that only agrees so far
+        sampler = Sampler(known.trace, closure, units.units, after=sampler, whole=True)
+        yield sampler
 
 
 def _takes_parts(trace: DenseTrace, closure: Closure) -> bool:
@@ -237,11 +241,12 @@ def _find_counterexamples(
     known: Refinement, closure: Closure, units: Partition, sampler: Sampler, is_first: bool
 ) -> bool:
     """Certify all units together; mend what fails and say whether what certified before has to be certified again."""
+    if not units.units:
+        return False
     search, before = _Search(known, closure, units, sampler), list(known.integers.learned)
-    if units.units:
-        search.grow(units.units)
+    search.grow(units.units, is_whole=True)
     # what was learned on the way changes what was accepted before it, unless all was accepted at once and first
-    return search.mended or (before != known.integers.learned and not (is_first and search.at_once))
+    return not search.at_once or (before != known.integers.learned and not is_first)
 
 
 class _Search:
@@ -249,79 +254,98 @@ class _Search:
 
     Attributes:
         accepted: Units that certify together.
-        at_once: All of them did, in the last run.
-        mended: Something was bound or frozen.
+        modes: In which modes they do.
+        at_once: All units certified together, with nothing bound or frozen before.
+        guessed: What did not help a unit alone.
     """
 
     def __init__(self, known: Refinement, closure: Closure, units: Partition, sampler: Sampler) -> None:
         self.known, self.closure, self.units, self.sampler = known, closure, units, sampler
+        self.modes = sampler.modes
         self.accepted: list[UnitSpec] = []
         self.at_once = False
-        self.mended = False
+        self.guessed: set[tuple[Rule, str]] = set()
 
-    def grow(self, members: Sequence[UnitSpec]) -> bool:
+    def grow(self, members: Sequence[UnitSpec], *, is_whole: bool = False) -> bool:
         """Accept the units that certify beside what is accepted; freeze those that do not.
 
         Returns:
             Whether axes were bound: then the units are no longer what they were, and the pass is over.
         """
         failures = self._fail(members)
+        if failures and self._bind(members, failures, surely=True):
+            return True
+        if failures and (is_whole or len(members) == 1):
+            failures = self._fail(members, Guess.STALE)
         if failures and (self._bind(members, failures) or self._keep(members, failures, literal=True)):
             return True
         if failures and len(members) == 1:
-            failures = self._fail(members, guessing=True)
+            failures = self._fail(members, Guess.ANY)
         if not failures:
-            self.at_once = not self.accepted
+            self.at_once = is_whole
             self.accepted += members
             return False
         if len(members) == 1:
             return self._keep(members, failures) or self._give_up(members, failures)
-        guilty = self._guilty(members, failures)
+        return self._take_apart(members, failures)
+
+    def _take_apart(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
+        """Accept or freeze parts of what fails, in the mode where it does: all of them are certified again."""
+        if len(members) == 1:
+            return self.grow(members)
+        self.modes = (failures[0].mode,)
+        blamed = self._blame(members, failures)
+        guilty = {unit.name for units, _ in blamed for unit in units}
+        rest = [unit for unit in members if unit.name not in guilty]
+        if blamed and rest:
+            return self.grow(rest) or self.grow([unit for unit in members if unit.name in guilty])
+        if len(blamed) > 1:
+            return any(self._take_apart(units, found) for units, found in blamed)
         kinds = list(dict.fromkeys(unit.kind for unit in members))
-        if 0 < len(guilty) < len(members):
-            parts = [[u for u in members if u not in guilty], guilty]
-        elif len(kinds) > 1:
+        if len(kinds) > 1:
             half = set(kinds[: len(kinds) // 2])
             parts = [[u for u in members if u.kind in half], [u for u in members if u.kind not in half]]
         else:
-            failures = self._fail(members[:1], guessing=True)
+            failures = self._fail(members[:1], Guess.ANY)
             if failures:  # one speaks for all of its kind
                 first = members[:1]
                 return self._bind(first, failures) or self._keep(first, failures) or self._give_up(members, failures)
             parts = [list(members[: len(members) // 2]), list(members[len(members) // 2 :])]
         return any(self.grow(part) for part in parts)
 
-    def _fail(self, members: Sequence[UnitSpec], *, guessing: bool = False) -> list[Mismatch]:
+    def _fail(self, members: Sequence[UnitSpec], guess: Guess = Guess.NONE) -> list[Mismatch]:
         """Return what no integer mends when these units are cut beside the accepted ones."""
-        alive = self._alive(members)
-        return self.known.integers.learn(self.closure, self.units, alive, self.sampler.modes, guessing=guessing)
+        guessed = self.guessed if len(members) == 1 else None
+        return self.known.integers.learn(self.closure, self.units, self._alive(members), self.modes, guess, guessed)
 
     def _alive(self, members: Sequence[UnitSpec]) -> BoolArray:
         return self.sampler.alive([*self.accepted, *members])
 
-    def _bind(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
+    def _bind(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch], *, surely: bool = False) -> bool:
         axes = self.known.integers.axes(self.closure, self.units)
-        bound = mend(self.known, axes, self._alive(members), failures)
-        self.mended |= bound
-        return bound
+        return mend(self.known, axes, self._alive(members), failures, surely=surely)
 
     def _keep(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch], *, literal: bool = False) -> bool:
         integers, alive = self.known.integers, self._alive(members)
         axes = integers.axes(self.closure, self.units)
-        kept = keep_slices(
-            self.known, axes, alive, [f for f in failures if not literal or integers.is_literal(axes, alive, f)]
-        )
-        self.mended |= kept
-        return kept
+        failures = [f for f in failures if not literal or integers.is_literal(axes, alive, f)]
+        return keep_slices(self.known, axes, alive, failures)
 
-    def _guilty(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> list[UnitSpec]:
-        """Return the units on the axes that are wrong."""
-        numbers: set[int] = set()
+    def _blame(
+        self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]
+    ) -> list[tuple[list[UnitSpec], list[Mismatch]]]:
+        """Return the kinds of units on the axes that are wrong, with where: apart from those that share no op."""
+        groups: list[tuple[set[str], list[Mismatch]]] = []
+        kinds = {unit.name: unit.kind for unit in members}
         for failure in failures:
-            for _, labels in failure.axes:
-                numbers |= set(self.units.owner[self.closure.living_by(labels)[1]].tolist())
-        named = {self.units.units[n].name for n in numbers if n >= 0}
-        return [unit for unit in members if unit.name in named]
+            numbers = {n for _, a in failure.axes for n in self.units.owner[self.closure.living_by(a)[1]].tolist()}
+            names = [self.units.units[n].name for n in numbers if n >= 0]
+            group = ({kinds[name] for name in names if name in kinds}, [failure])
+            for other in [g for g in groups if g[0] & group[0]]:
+                groups.remove(other)
+                group = (other[0] | group[0], other[1] + group[1])
+            groups += [group] if group[0] else []
+        return [([unit for unit in members if unit.kind in kinds], found) for kinds, found in groups]
 
     def _give_up(self, members: Sequence[UnitSpec], failures: Sequence[Mismatch]) -> bool:
         """Bind the units to others that may share an integer if that certifies, else freeze them.
@@ -329,17 +353,17 @@ class _Search:
         Returns:
             Whether they were bound.
         """
-        self.mended = True
         axes = self.known.integers.axes(self.closure, self.units)
         if all(f.is_size and met is None for f in failures for met, _ in f.axes or [(None, None)]):
             for first, others in self._companions(members):
                 accepted = [u for u in self.accepted if u not in others]
                 alive = self.sampler.alive([*accepted, first], others)
-                if not self.known.integers.learn(self.closure, self.units, alive, self.sampler.modes):
+                if not self.known.integers.learn(self.closure, self.units, alive, self.modes):
                     bound = [(u, o) for u in members for o in self._partners(u) if o.kind == others[0].kind]
                     bound += [(first, other) for other in others]
                     self.known.pairs += [(axes.labels_of(one), axes.labels_of(other)) for one, other in bound]
                     return True
+        self.known.restless.add(failures[0].mode)
         reason = f"{failures[0]}" + (f" in {self.known.place(failures[0])}" if failures[0].modules else "")
         self.known.refused.append(reason)
         for unit in members:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,11 +23,11 @@ class Sampler:
         closure: The classes.
         units: All units.
         opposite: Keep what else would be removed: between the two every channel goes once.
-        whole: Of the units of one size that keep equally many, leave those whole whose number has this bit.
-        seed: Of the choice.
+        after: Another one; units of one size that keep equally many in it, and in those before it, keep unequally many
+            here, as far as they can.
+        whole: Units may keep all.
 
     Attributes:
-        bits: How many values of `whole` tell all such units apart.
         modes: In which of the traced modes to certify; None for all.
     """
 
@@ -37,35 +38,41 @@ class Sampler:
         units: Sequence[UnitSpec],
         *,
         opposite: bool = False,
-        whole: int | None = None,
-        seed: int = 0,
+        after: Sampler | None = None,
+        whole: bool = False,
     ) -> None:
         self.closure = closure
-        self._parts = _parts(trace)
+        self._parts: list[IntArray] = _parts(trace) if after is None else after._parts
         # how an integer is used, and how kept channels lie, is no matter of the mode
-        self.modes = ("eval",) if seed or whole is not None else None
-        rng = np.random.default_rng(seed)
+        self.modes = None if after is None else ("eval",)
+        self._number: int = 0 if after is None else after._number + 1
+        rng = np.random.default_rng(self._number)
         most = max((unit.num_channels for unit in units), default=0)
         sizes = np.zeros(most + 1, np.bool_)
         sizes[[len(a) for axes in trace.axes.values() for a in axes if is_labelled(a) and len(a) <= most]] = True
         last = np.full(most + 1, -1)  # per count, the last unit that kept so many
-        alike: dict[tuple[int, int], int] = {}  # size, count -> how many units
+        self._kept: dict[str, tuple[int, ...]] = {}  # unit -> its size, and how many it keeps in one after the other
+        taken: dict[tuple[int, ...], IntArray] = {}  # the same of those before -> per count, how many units
         self._dead: dict[str, IntArray] = {}
         for number, unit in enumerate(units):
             total = unit.num_channels
-            counts = range(max(2, total // 3), max(total - 1, min(total, 5))) if total > 2 else range(1, 2)
-            if 1 < unit.divisor < total:
-                counts = range(unit.divisor, total, unit.divisor)
-            shuffled = rng.permutation(np.array(counts))
-            count = int(shuffled[np.argmin(2 * last[shuffled] + sizes[shuffled])])
+            counts = rng.permutation(np.array([*_counts(unit), total] if whole else _counts(unit)))
+            before = (total,) if after is None else after._kept[unit.name]
+            # first to be told apart from those that kept as many so far, then from others of the size, then from all
+            twins, alike = (taken.setdefault(key, np.zeros(total + 1, np.int64)) for key in (before, (-1, total)))
+            count = int(counts[np.lexsort((sizes[counts], last[counts], alike[counts], twins[counts]))[0]])
             last[count] = number
-            twin = alike[total, count] = alike.get((total, count), -1) + 1
+            self._kept[unit.name] = (*before, count)
+            twins[count] += 1
+            alike[count] += 1
             order = rng.permutation(total)
             dead = np.sort(order[: total - count] if not opposite else order[total - count :])
-            if whole is not None and twin >> whole & 1:
-                dead = dead[:0]
             self._dead[unit.name] = unit.classes[dead]
-        self.bits = max(alike.values(), default=0).bit_length()
+
+    def tells_apart(self, names: Iterable[str]) -> bool:
+        """Whether no unit of the same size kept as many as one of these, here and in all before."""
+        equal = Counter(self._kept.values())
+        return all(equal[self._kept[name]] == 1 for name in names)
 
     def alive(self, units: Sequence[UnitSpec], together: Sequence[UnitSpec] = ()) -> BoolArray:
         """Return per label whether it lives when these units are cut, and others lose what the last one does."""
@@ -80,6 +87,14 @@ class Sampler:
                 dead[self.closure.living_by(labels[:1])[1]] = False
                 alive = self.closure.alive(dead)
         return alive
+
+
+def _counts(unit: UnitSpec) -> Sequence[int]:
+    """Return how many channels a unit may keep: never so few that they broadcast, never all."""
+    total = unit.num_channels
+    if 1 < unit.divisor < total:
+        return range(unit.divisor, total, unit.divisor)
+    return range(max(2, total // 3), max(total - 1, min(total, 5))) if total > 2 else range(1, 2)
 
 
 def _parts(trace: DenseTrace) -> list[IntArray]:
