@@ -109,7 +109,7 @@ class Lockstep(Walk):
 
     def rescue(self, name: str, args: Mapping[str, Any], inputs: tuple[Any, ...], error: Exception) -> Any:
         """Take an op that failed for one with the right result, if it is the right op."""
-        if isinstance(error, Mismatch) or not self.patient:
+        if isinstance(error, Mismatch):
             raise error
         event = self._event(name, inputs)
         what = f"{type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from lightning_prune.graph.rules import (
     reduction,
     scatter,
     spectral,
+    strided,
 )
 from lightning_prune.graph.rules.table import RULES, RuleEntry, check_rules, rule
 
@@ -37,4 +38,5 @@ __all__ = [
     "rule",
     "scatter",
     "spectral",
+    "strided",
 ]

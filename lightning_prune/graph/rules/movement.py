@@ -113,24 +113,6 @@ def transpose(call: Call) -> None:
     call.put(call.out, axes)
 
 
-def _is_identity(args: Mapping[str, Any], _: Sequence[Axis]) -> bool:
-    x, offset = args["self"], args["storage_offset"]
-    return bool(
-        tuple(args["size"]) == x.shape and tuple(args["stride"]) == x.stride() and offset in (None, x.storage_offset())
-    )
-
-
-@rule("as_strided", sizes=("size", "stride", "storage_offset"), stays=_is_identity)
-def restride(call: Call) -> None:
-    """Read memory in steps: nothing is known of the axes, unless they are those that are there."""
-    axes = call.axes(call["self"])
-    if not _is_identity(call.args, axes):
-        for axis in axes:
-            call.freeze(axis, "read in steps of memory")
-        axes = [FIXED] * call.out.dim()
-    call.put(call.out, axes)
-
-
 @rule("unfold")
 def windows(call: Call) -> None:
     """Windows along one axis, of a fixed size: `[..., windows, ..., size]`."""
