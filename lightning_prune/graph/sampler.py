@@ -43,8 +43,9 @@ class Sampler:
     ) -> None:
         self.closure = closure
         self._parts: list[IntArray] = _parts(trace) if after is None else after._parts
-        # how an integer is used, and how kept channels lie, is no matter of the mode
-        self.modes = None if after is None else ("eval",)
+        # how an integer is used, and how kept channels lie, is no matter of a mode that takes the same parts
+        same = after is not None or (opposite and trace.is_alike)
+        self.modes = ("eval",) if same else None
         self._number: int = 0 if after is None else after._number + 1
         rng = np.random.default_rng(self._number)
         most = max((unit.num_channels for unit in units), default=0)

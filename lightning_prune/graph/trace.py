@@ -188,8 +188,8 @@ class DenseTrace:
 
 
 def _makes_shape(event: Event) -> bool:
-    """Return whether an op on channels takes sizes, or gives another shape than that of what it is given."""
-    same = not event.entry.sizes and all(shape in event.in_shapes for shape in event.out_shapes)
+    """Return whether an op on channels takes sizes or indices, or gives another shape than that of what it is given."""
+    same = not (event.entry.sizes or event.entry.index) and all(shape in event.in_shapes for shape in event.out_shapes)
     return not same and any(is_labelled(axis) for axes in event.in_axes for axis in axes)
 
 
