@@ -15,7 +15,7 @@ from lightning_prune.graph import integers
 from lightning_prune.graph.certify import find_mismatches
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops.structure import reshape_
-from tests.compare import assert_same, outputs, scattered, zeroed_outputs
+from tests.compare import assert_same, macs_of, outputs, scattered, zeroed_outputs
 
 
 def prepared(model: nn.Module, *shape: int) -> tuple[nn.Module, ChannelMutator, Tensor]:
@@ -221,6 +221,30 @@ def test_a_width_that_is_divided_among_heads_goes_with_them(rest: bool) -> None:
     model, mutator, x = prepared(Quotient(rest), 2, 7, 5)
     assert [(u.axis, u.num_channels) for u in mutator.units] == [("head_dim", 6), ("heads", 4)]
     assert_cut_as_certified(model, mutator, x)
+
+
+class Repeated(nn.Module):
+    """As in Mamba2: both factors of a product are repeated for every head before values have any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 6, 4
+        self.query, self.key, self.value, self.leave = (nn.Linear(*s) for s in ((5, 3), (5, 3), (5, 24), (24, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (f(x)[:, :, None].expand(-1, -1, self.heads, -1) for f in (self.query, self.key))
+        scores, v = torch.einsum("blhn,bshn->blsh", q, k), self.value(x).unflatten(-1, (self.heads, self.head_dim))
+        y: Tensor = self.leave(torch.einsum("blsh,bshp->blhp", scores, v).flatten(2))
+        return y
+
+
+def test_a_product_of_what_is_repeated_costs_as_many_as_are_left() -> None:
+    model, mutator, x = prepared(Repeated(), 2, 7, 5)
+    assert {(u.axis, u.num_channels) for u in mutator.units} == {("heads", 6), ("head_dim", 4), ("channels", 3)}
+    mutator.apply(scattered(mutator.units))
+    assert model.heads < 6
+    assert mutator.cost().macs == macs_of(export_pruned(model), (x,))
+    torch.testing.assert_close(outputs(model, (x,)), zeroed_outputs(model, (x,)), rtol=1e-12, atol=1e-12)
 
 
 class Positions(nn.Module):

@@ -218,6 +218,9 @@ def einsum(call: Call) -> None:
         shared = [sizes[c][1] for c in letters_out if all(c in t for t in terms)]
         inner = [axis for c, (_, axis) in sizes.items() if c not in letters_out]
         mark_attention(call, shared, inner + [sizes[c][1] for c in letters_out[-1:]])
+    for c, (size, axis) in sizes.items():
+        if size > 1 and isinstance(axis, str) and axis == ANY and c in letters_out and len(tensors) > 1:
+            sizes[c] = size, call.space.fresh(size)  # its length is a cost: what it meets later says which
     _sum_letters(call, terms, letters_out, sizes)
     _count_products(call, terms, letters_out, sizes)
     call.put(call.out, [sizes[c][1] for c in letters_out])
