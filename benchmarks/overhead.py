@@ -54,7 +54,7 @@ class Epoch(NamedTuple):
     rounds: int
 
 
-EPOCHS = {"images of 32 x 32": Epoch(32, 8, 16, 1, 30), "images of 8 x 8": Epoch(8, 16, 64, 4, 40)}
+EPOCHS = {"images of 32 x 32": Epoch(32, 8, 32, 1, 30), "images of 8 x 8": Epoch(8, 16, 64, 4, 60)}
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),

@@ -49,3 +49,15 @@ def test_an_importance_of_weights_asks_no_batch_whether_to_watch(
     calls = Calls(monkeypatch, Collector, "begin_batch")
     trainer(pruning(importance=importance), calls, max_epochs=3).fit(LitNet(), loader())
     assert any(calls.counts) == watches
+
+
+def test_a_small_model_that_is_fitted_again_is_not_watched() -> None:
+    callback, model, watched = pruning(), LitNet(), []
+
+    class Hooks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            watched.append([name for name, layer in pl_module.named_modules() if layer._forward_pre_hooks])
+
+    for _ in range(2):
+        trainer(callback, Hooks()).fit(model, loader())
+    assert watched == [["conv1"], []]  # nothing is cut of the images that the first layer reads

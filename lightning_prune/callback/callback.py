@@ -189,12 +189,12 @@ class PruningCallback(Callback):
         if self._root is not root:  # else it was fitted before, and goes on
             self._prepare(trainer, pl_module, root)
             self._root = root
+        self._watches = watch_widths(pl_module)
         self._collector.reset()
         self._state.count_in(self._resolved.unit, self._now(trainer))
         if is_sharding(trainer) and not self.is_done:
             self._prune(trainer, pl_module, self._now(trainer))
             self._compact_if_done(trainer, pl_module)
-        self._watches = watch_widths(pl_module)
         self._parameters = frozenset(name for name, _ in pl_module.named_parameters())
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, root: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from lightning_prune.errors import ConfigError
-from lightning_prune.ops import DynamicOp, GenericDynamic
+from lightning_prune.ops import DynamicOp, GenericDynamic, dynamic_ops
 
 __all__ = ["watch_widths"]
 
@@ -49,12 +49,14 @@ def watch_widths(pl_module: LightningModule) -> list[RemovableHandle]:
     """Watch the input of every layer that keeps all its input channels.
 
     Args:
-        pl_module: Converted.
+        pl_module: Converted; in one that is small for good nothing can become narrower, and nothing is watched.
 
     Returns:
         Handles that end the watch.
     """
-    handles = []
+    handles: list[RemovableHandle] = []
+    if not dynamic_ops(pl_module):
+        return handles
     for name, module in pl_module.named_modules():
         place = _input_axis(module)
         if place is not None and not _follows(module):
