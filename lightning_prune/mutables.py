@@ -92,6 +92,7 @@ class MutableChannel:
         self.num_channels = _check_count(num_channels, name)
         self._mask = torch.ones(num_channels, dtype=torch.bool)
         self._version = 0
+        self._is_whole = True  # kept beside the mask: code that is compiled may not look into a tensor
         self._cache: tuple[int, KeptIndices | None] | None = None
 
     @property
@@ -118,6 +119,7 @@ class MutableChannel:
             raise ConfigError(f"Got a mask without a kept channel for {self.name!r}; at least one must remain.")
         if not torch.equal(new, self._mask):
             self._mask = new
+            self._is_whole = bool(new.all())
             self._version += 1
             MaskChanges.note()
 
@@ -134,7 +136,7 @@ class MutableChannel:
     def kept_indices(self) -> KeptIndices | None:
         """Return what remains, or None when nothing is cut; worked out once for all axes that it decides alone."""
         if self._cache is None or self._cache[0] != self._version:
-            self._cache = (self._version, None if bool(self._mask.all()) else KeptIndices(self._mask))
+            self._cache = (self._version, None if self._is_whole else KeptIndices(self._mask))
         return self._cache[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -279,6 +281,9 @@ class MutableChannelContainer:
             return self._mutables[0].kept_indices()
         version = self.version
         if self._cache is None or self._cache[0] != version:
+            if all(mutable._is_whole for mutable in self._mutables):
+                self._cache = (version, None)
+                return None
             mask = self.current_mask
             if not bool(mask.any()):
                 raise ConfigError(

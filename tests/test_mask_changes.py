@@ -149,6 +149,13 @@ def test_compiled_code_notices_a_mask_that_nobody_settled() -> None:
 
 
 @pytest.mark.usefixtures("_fresh")
+def test_a_layer_that_is_whole_compiles_at_once_without_a_break() -> None:
+    norm = make_norm(MutableChannel(3))
+    x = images()
+    assert torch.equal(torch.compile(norm, backend="eager", fullgraph=True)(x), make_cut(norm)(x))
+
+
+@pytest.mark.usefixtures("_fresh")
 def test_compiled_code_is_made_anew_for_its_own_masks_alone() -> None:
     mutable, other, counter = MutableChannel(3), MutableChannel(3), CompileCounter()
     norm = make_norm(mutable)
