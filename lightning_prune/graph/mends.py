@@ -162,7 +162,7 @@ def _bind_quotient(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
     for met, labels in mismatch.axes:
         for grid in axes.closure.products if met not in (None, len(labels)) else ():
             others = [a for a in grid.axes if axes.key(a) is not axes.key(labels)]
-            if len(others) == len(grid.axes):
+            if len(others) == len(grid.axes) or not alive[grid.flat].all():  # what else was cut may explain it
                 continue
             divisor = math.prod(int(np.count_nonzero(alive[a])) for a in others)
             for axis in axes.changed(known.place(mismatch), len(grid.flat), alive):
