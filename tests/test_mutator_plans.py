@@ -138,7 +138,7 @@ def test_a_report_remarks_on_units_whose_removal_is_not_zeroing_and_on_unknown_o
     remarks = {row.name: row.remarks for row in prepared("layer_norm").report().units}
     assert remarks == {"embed_(0, 20)_out_4_in_4": ("renormalizing",), "hidden_(0, 28)_out_1_in_1": ()}
     notes = prepared("unknown_op").report().notes
-    assert notes == ("no rule for lightning_prune_zoo::position_scale (2 calls): what it touches is frozen",)
+    assert notes == ("no rule for lightning_prune_zoo::position_scale (1 call): what it touches is frozen",)
 
 
 class GroupedMatrix(nn.Module):

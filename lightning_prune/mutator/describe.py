@@ -37,5 +37,7 @@ def describe_structure(graph: ChannelGraph, limits: Sequence[UnitLimits], counts
         for key in ("macs", "params", "channels", "memory")
     }
     frozen = tuple((f.tensor, f.dim, f.size, f.reason) for f in graph.frozen)
-    unknown = [f"no rule for {op} ({n} calls): what it touches is frozen" for op, n in graph.unknown.items()]
+    unknown = [
+        f"no rule for {op} ({n} call{'s' * (n > 1)}): what it touches is frozen" for op, n in graph.unknown.items()
+    ]
     return StructureReport(tuple(rows), frozen, costs, (*graph.notes, *unknown), model.batch_size)
