@@ -11,6 +11,7 @@ from benchmarks.common import RESULTS
 
 Record = Mapping[str, Any]
 
+FACTOR = 3  # so many times as quick it is meant to be where Torch-Pruning is slow
 TOLERANCE = 1e-6  # relative, float64: rounding is far below, a mistake far above
 LEGEND = """`benchmarks/zoo.py` at {where}. Every figure is in `zoo.json`.
 
@@ -77,8 +78,8 @@ def _faults(record: Record) -> dict[str, list[str]]:
 
 
 def _summary(results: Mapping[str, Record]) -> str:
-    rows = ["| | models | works | median s | longest s | works, Torch-Pruning | median s | longest s |"]
-    rows.append("| --- |" + " ---: |" * 7)
+    head = "| | models | works | median s | longest s | works, Torch-Pruning | median s | longest s | median ratio |"
+    rows = [head, "| --- |" + " ---: |" * 8]
     for library in dict.fromkeys(name.partition(":")[0] for name in results):
         records = [record for name, record in results.items() if name.startswith(f"{library}:")]
         cells = [library, str(len(records))]
@@ -86,8 +87,26 @@ def _summary(results: Mapping[str, Record]) -> str:
             seconds = [record[side]["cpu_s"] for record in records if "cpu_s" in record[side]] or [float("nan")]
             right = sum(not _faults(record)[side] for record in records)
             cells += [str(right), f"{median(seconds):.2f}", f"{max(seconds):.2f}"]
+        cells.append(f"{median([ratio for record in records if (ratio := _ratio(record))]):.2f}")
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return "\n".join((*rows, "", _compare_slow(results)))
+
+
+def _ratio(record: Record) -> float | None:
+    """Return the seconds of Torch-Pruning over ours, None where one of the two does not finish."""
+    ours, theirs = (record[side].get("cpu_s") for side in SIDES)
+    return theirs / ours if ours and theirs else None
+
+
+def _compare_slow(results: Mapping[str, Record]) -> str:
+    """Say how the two compare where Torch-Pruning takes more than a second."""
+    slow = {n: r for n, record in results.items() if (r := _ratio(record)) and record["torch_pruning"]["cpu_s"] > 1}
+    few = ", ".join(f"{name.partition(':')[2]} {ratio:.1f}" for name, ratio in slow.items() if ratio < FACTOR)
+    quick = sum(ratio >= FACTOR for ratio in slow.values())
+    return (
+        f"Where Torch-Pruning takes more than a second, on {len(slow)} models, the median ratio is "
+        f"{median(slow.values()):.1f}, and at least {FACTOR} on {quick} of them. The others: {few}."
+    )
 
 
 def _models(library: str, results: Mapping[str, Record]) -> str:
@@ -101,7 +120,7 @@ def _models(library: str, results: Mapping[str, Record]) -> str:
         faults = {side: ", ".join(FAULTS[f] for f in found) or fine[side] for side, found in _faults(record).items()}
         first = [_number(ours, key) for key in ("cpu_s", "peak_mib", "units", "prunable_macs", "macs_left")]
         second = [_number(theirs, key) for key in ("cpu_s", "peak_mib", "units", "macs_left")]
-        ratio = f"{theirs['wall_s'] / ours['wall_s']:.1f}" if "cpu_s" in ours and "cpu_s" in theirs else ""
+        ratio = "" if (found := _ratio(record)) is None else f"{found:.1f}"
         said = faults["torch_pruning"] + (f": {theirs['error'].partition(' (')[0]}" if "error" in theirs else "")
         cells = [name.partition(":")[2], *first, faults["lightning_prune"], *second, said.replace("|", "/"), ratio]
         rows.append(f"| {' | '.join(cells)} |")
