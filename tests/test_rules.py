@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_prune.graph.call import axes_of, tensors_in
-from lightning_prune.graph.certify import Mismatch, run_lockstep
+from lightning_prune.graph.certify import run_lockstep
 from lightning_prune.graph.closure import BoolArray, close
 from lightning_prune.graph.labels import ANY, Axis, is_labelled
+from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.rules import RULES, indexing
 from lightning_prune.graph.trace import trace_model
 from tests.rule_cases import MOVEMENT, POINTWISE, A, Live, RuleCase, case

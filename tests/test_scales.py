@@ -186,6 +186,12 @@ def test_a_scale_that_belongs_to_no_product_freezes(scale: Callable[[Tensor], Te
         pytest.param(lambda q, k: q @ k.mT / math.sqrt(q.shape[1]), False, "heads", id="of another axis"),
         pytest.param(lambda q, k: q @ k.mT * math.log(q.shape[-1]), True, "head_dim", id="of another power"),
         pytest.param(
+            lambda q, k: q @ k.mT / (math.sqrt(q.size(-1)) * (1 + 1e-8 * q.size(-1))),
+            True,
+            "head_dim",
+            id="of nearly that power",
+        ),
+        pytest.param(
             lambda q, k: q @ k.mT * torch.tensor(q.shape[-1]).log(),
             True,
             "head_dim",

@@ -229,7 +229,7 @@ def test_l1_keeps_the_largest_norms():
 def test_l1_of_a_large_weight_is_counted_in_blocks(dim, monkeypatch):
     layer = nn.Conv2d(5, 7, 3)
     unit = unit_of(output(layer, dim=dim), num_channels=7 if dim == 0 else 5)
-    monkeypatch.setattr("lightning_prune.units._BLOCK", 2 * 5 * 9)  # two rows, so that the last block is short
+    monkeypatch.setattr("lightning_prune.units.l1._BLOCK", 2 * 5 * 9)  # two rows, so that the last block is short
     expected = layer.weight.detach().abs().sum((1 - dim, 2, 3))
     torch.testing.assert_close(l1_scores(unit), expected)
 

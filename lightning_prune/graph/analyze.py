@@ -14,12 +14,13 @@ from torch import nn
 
 from lightning_prune.errors import TraceError
 from lightning_prune.graph.call import Rule, tensors_in
-from lightning_prune.graph.certify import Mismatch, run_lockstep
+from lightning_prune.graph.certify import run_lockstep
 from lightning_prune.graph.channel_graph import ChannelGraph
 from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.decisions import note_choices
 from lightning_prune.graph.frozen import find_frozen
 from lightning_prune.graph.labels import IntArray
+from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.partition import price
 from lightning_prune.graph.refine import refine
 from lightning_prune.graph.rules import RuleEntry

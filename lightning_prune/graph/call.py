@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from lightning_prune.graph.labels import ANY, FIXED, Axis, LabelSpace, is_labelled
+from lightning_prune.graph.labels import FIXED, Axis, LabelSpace, is_labelled
 from lightning_prune.graph.memory import Memory, follow, mark_written, written_dims
 
 __all__ = ["Call", "Rule", "axes_of", "bind_arguments", "copy_unread", "note_read", "set_axes", "tensors_in"]
@@ -237,11 +237,6 @@ class Call:
                 return f"{op} of {name} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
             frame = frame.f_back  # type: ignore[assignment]
         return op
-
-
-def unlabelled(size: int) -> Axis:
-    """Return the axis of a constant: broadcastable when its size is 1, fixed otherwise."""
-    return ANY if size == 1 else FIXED
 
 
 def normalize_dims(dims: int | Sequence[int] | None, rank: int) -> list[int]:

@@ -25,6 +25,7 @@ from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.decisions import Decisions
 from lightning_prune.graph.kept import KeptCall
 from lightning_prune.graph.labels import FIXED, Axis, IntArray, is_labelled
+from lightning_prune.graph.mismatch import Met, Mismatch
 from lightning_prune.graph.numbers import Numbers
 from lightning_prune.graph.pruned import pruned_integers, pruned_tensors
 from lightning_prune.graph.results import Results
@@ -33,40 +34,11 @@ from lightning_prune.graph.scales import Scales, ratio_of, scale_of
 from lightning_prune.graph.trace import DenseTrace, Event
 from lightning_prune.graph.walk import Walk, identity, name_tensor
 
-__all__ = ["Mismatch", "certifies", "find_mismatches", "run_lockstep"]
+__all__ = ["certifies", "find_mismatches", "run_lockstep"]
 
 _MOST = 300  # mismatches of one run; more of them teach nothing new
+_EXACT, _SINGLE = 1e-9, 1e-6  # relative: how well numbers of Python agree, and those in tensors of float32
 Scaled = Mapping[int, Any]  # step -> scalars
-Met = tuple[int | None, IntArray]  # the size an axis has (None: not known), and the labels it should be as long as
-
-
-class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with, not an error a user sees
-    """The pruned program is not the dense one.
-
-    Args:
-        reason: What differs, and where.
-        step: How many ops agreed.
-        event: The dense op, None where the programs differ in length or the model itself failed.
-        axes: The axes whose size is not what it should be.
-        is_size: A size may be wrong; else the values that an op is given are.
-
-    Attributes:
-        mode: Of which run it is: "eval" or "train".
-        modules: The modules whose methods were running, innermost first.
-        fatal: The run ended here.
-    """
-
-    def __init__(
-        self, reason: str, step: int, event: Event | None = None, axes: Sequence[Met] = (), is_size: bool = True
-    ) -> None:
-        super().__init__(reason)
-        self.step = step
-        self.event = event
-        self.axes = tuple(axes)
-        self.mode = "eval"
-        self.modules: list[nn.Module] = []
-        self.fatal = True
-        self.is_size = is_size
 
 
 class Lockstep(Walk):
@@ -172,7 +144,7 @@ class Lockstep(Walk):
         scalars = event.entry.scalars(args, event.in_axes)
         if scalars == event.scalars:
             return None
-        if self._is_scale(scale_of(event, scalars), scalars):
+        if self._is_scale(scale_of(event, scalars), scalars, _EXACT):
             return None
         pair = next(((a, b) for a, b in zip(scalars, event.scalars, strict=True) if a != b), None)
         what = f"it takes {pair and pair[0]} where the dense model takes {pair and pair[1]}"
@@ -181,16 +153,18 @@ class Lockstep(Walk):
     def _compare_numbers(self, event: Event, inputs: tuple[Any, ...], out: Any) -> Mismatch | None:
         """Numbers in tensors are the same, but for those that other numbers are made of, and for such a scale."""
         pairs = self.numbers.given(inputs, event)
-        if not pairs or self.numbers.follow(self.count, event, out) or self._is_scale(ratio_of(event, pairs), pairs):
+        if not pairs or self.numbers.follow(self.count, event, out):
+            return None
+        if self._is_scale(ratio_of(event, pairs), pairs, _SINGLE):
             return None
         now, dense = next(iter(pairs.values()))
         what = f"it takes {now:g}, made of a size, where the dense model takes {dense:g}"
         return self._mismatch(event, what, is_size=False)
 
-    def _is_scale(self, ratio: float | None, given: Any) -> bool:
+    def _is_scale(self, ratio: float | None, given: Any, tolerance: float) -> bool:
         """Return whether what an op is given instead of the dense number is a scale of attention that may differ."""
         if self._given is None:
-            axes = [] if ratio is None else self._scales.rescaled(self.count, ratio, self.alive)
+            axes = [] if ratio is None else self._scales.rescaled(self.count, ratio, self.alive, tolerance)
             self.rescaled += axes
             self.scaled |= {self.count: given} if axes else {}
         return bool((self.scaled if self._given is None else self._given).get(self.count) == given)

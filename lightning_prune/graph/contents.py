@@ -8,31 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["named_modules", "named_tensors", "tensors_within"]
-
-
-def named_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module once, under the first name it has; torch's own walk passes each through all above it."""
-    found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-    waiting = [("", model)]
-    while waiting:
-        name, module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        found[name] = module
-        if module._modules:
-            prefix = f"{name}." if name else ""
-            waiting += [(prefix + n, child) for n, child in module._modules.items() if child is not None][::-1]
-    return found
+__all__ = ["named_tensors", "tensors_within"]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer once, under the first name it has."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
-    modules = [(f"{prefix}." if prefix else "", module) for prefix, module in named_modules(model).items()]
+    modules = [(f"{prefix}." if prefix else "", module) for prefix, module in model.named_modules()]
     parameters = [(prefix + n, t) for prefix, module in modules for n, t in module._parameters.items()]
     buffers = [(prefix + n, t) for prefix, module in modules for n, t in module._buffers.items()]
     for name, tensor in (*parameters, *buffers):

@@ -19,13 +19,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.graph.axes import AxisTable, View
-from lightning_prune.graph.certify import Mismatch, certifies, find_mismatches
+from lightning_prune.graph.certify import certifies, find_mismatches
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.holders import integers_held
 from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
 from lightning_prune.graph.made import weight_of
 from lightning_prune.graph.memos import is_own
+from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 

@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from lightning_prune.graph.axes import AxisTable
-from lightning_prune.graph.certify import Mismatch
 from lightning_prune.graph.closure import BoolArray
 from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.mismatch import Mismatch
 
 __all__ = ["keep_slices", "mend"]
 

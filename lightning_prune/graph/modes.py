@@ -49,7 +49,7 @@ def watched_mode(model: nn.Module) -> Iterator[dict[int, nn.Module] | None]:
         module.__dict__["training"] = value
 
     # a property of the class goes before what is in a module's own dict
-    nn.Module.training = property(read, write)  # type: ignore[assignment]
+    nn.Module.training = property(read, write)  # type: ignore[assignment]  # declared as a plain flag
     try:
         yield readers
     finally:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_prune.graph.channel_graph import Place, UnitSpec, home_of, runs_along, unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure, Strand
-from lightning_prune.graph.contents import named_modules, named_tensors
+from lightning_prune.graph.contents import named_tensors
 from lightning_prune.graph.cost import CostModel, Expression, Polynomial
 from lightning_prune.graph.labels import Axis, IntArray, is_labelled
 from lightning_prune.graph.trace import DenseTrace
@@ -41,7 +41,7 @@ class Layers:
     @classmethod
     def of(cls, model: nn.Module, tensors: Mapping[str, object]) -> Layers:
         """Look up the owners of the named tensors."""
-        modules, names = named_modules(model), {id(t): name for name, t in named_tensors(model).items()}
+        modules, names = dict(model.named_modules()), {id(t): name for name, t in named_tensors(model).items()}
         owners: dict[str, dict[str, None]] = {}
         for layer, module in modules.items():
             for tensor in (*module._parameters.values(), *module._buffers.values()):

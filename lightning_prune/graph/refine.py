@@ -13,13 +13,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.graph.attributes import registered_followers
 from lightning_prune.graph.call import Call
-from lightning_prune.graph.certify import Mismatch
 from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Guess, Integers, Rule, known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
 from lightning_prune.graph.lasting import find_doubled, find_lasting, find_vanishing
 from lightning_prune.graph.mends import keep_slices, mend
+from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.partition import Layers, Partition, partition
 from lightning_prune.graph.rules.recurrent import recurrent_weights, tie_weights
 from lightning_prune.graph.sampler import Sampler
@@ -300,7 +300,8 @@ class _Search:
         if blamed and rest:
             return self.grow(rest) or self.grow([unit for unit in members if unit.name in guilty])
         if len(blamed) > 1:
-            return any(self._take_apart(units, found) for units, found in blamed)
+            bound = [self._take_apart(units, found) for units, found in blamed]  # all of them, as they share no op
+            return any(bound)
         kinds = list(dict.fromkeys(unit.kind for unit in members))
         if len(kinds) > 1:
             half = set(kinds[: len(kinds) // 2])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_prune.graph.contents import named_modules, named_tensors, tensors_within
+from lightning_prune.graph.contents import named_tensors, tensors_within
 from lightning_prune.graph.fakes import FakeMode
 from lightning_prune.graph.generators import global_generators, own_generators
 from lightning_prune.graph.held import Held
@@ -219,7 +219,7 @@ class Sandbox:
     @contextmanager
     def _restored(self, rewritten: Mapping[str, Sequence[str]]) -> Iterator[dict[str, nn.Module]]:
         """Put back every module's attributes and their containers, note which changed, and restore all RNG."""
-        named = named_modules(self.model)
+        named = dict(self.model.named_modules())
         scripted = [m for m in named.values() if isinstance(m, torch.jit.ScriptModule)]
         flags = [m.training for m in scripted]
         buffers = [(b, b.detach().clone()) for m in scripted for b in m.buffers(recurse=False)]

@@ -28,7 +28,6 @@ _PRODUCTS = frozenset(
     for n in ("matmul", "bmm", "mm", "einsum", "baddbmm", "addbmm", "addmm", "scaled_dot_product_attention")
 )
 _POWERS = (-0.5, 0.5, -1.0, 1.0, -0.25, 0.25)  # a fourth root where both factors have one
-_TOLERANCE = 1e-6  # relative; the numbers are Python floats, or in tensors of float32
 _STEPS = 60  # so many ops are looked at between a scale and its product
 
 Scalars = Sequence[tuple[str, object]]
@@ -74,27 +73,30 @@ class Scales:
     def __init__(self, events: Sequence[Event]) -> None:
         self.events = events
 
-    def rescaled(self, step: int, ratio: float, alive: BoolArray) -> list[IntArray]:
+    def rescaled(self, step: int, ratio: float, alive: BoolArray, tolerance: float) -> list[IntArray]:
         """Return the axes whose lengths explain that the scale of an op changes, none if they do not.
 
         Args:
             step: Number of the op.
             ratio: By how much its scale is larger in the pruned program.
             alive: Per label, whether it lives.
+            tolerance: Relative, of the ratio.
         """
         for products in self._products(step):
-            axes = self._explained([self._summed(k) for k in products], ratio, alive)
+            axes = self._explained([self._summed(k) for k in products], ratio, alive, tolerance)
             if axes:
                 return axes
         return []
 
-    def _explained(self, summed: Sequence[list[IntArray]], ratio: float, alive: BoolArray) -> list[IntArray]:
+    def _explained(
+        self, summed: Sequence[list[IntArray]], ratio: float, alive: BoolArray, tolerance: float
+    ) -> list[IntArray]:
         """Return the axes that products sum over if the ratio is a power of what is left of them, of each."""
         if not summed or not all(summed):
             return []
         for axes in summed:
             left = math.prod(int(np.count_nonzero(alive[a])) for a in axes) / math.prod(len(a) for a in axes)
-            if left == 1 or not any(math.isclose(ratio, left**p, rel_tol=_TOLERANCE) for p in _POWERS):
+            if left == 1 or not any(math.isclose(ratio, left**p, rel_tol=tolerance) for p in _POWERS):
                 return []
         return [axis for axes in summed for axis in axes]
 

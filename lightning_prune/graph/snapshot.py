@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_prune.graph.contents import named_modules, tensors_within
+from lightning_prune.graph.contents import tensors_within
 from lightning_prune.graph.memos import CONTAINERS, PLAIN, differ, refill
 
 __all__ = ["Absent", "Snapshot", "do_nothing", "reset_caches"]
@@ -114,7 +114,7 @@ def reset_caches(model: nn.Module, caches: Mapping[tuple[str, str], Any]) -> Non
         model: The model.
         caches: `(module name, attribute) -> value, or a copy of a container` (see `Sandbox`).
     """
-    modules = named_modules(model) if caches else {}
+    modules = dict(model.named_modules()) if caches else {}
     for (name, attribute), value in caches.items():
         held = modules[name].__dict__
         if value is Absent:

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.errors import ConfigError
 from lightning_prune.graph import ChannelGraph
-from lightning_prune.graph.contents import named_modules, named_tensors
+from lightning_prune.graph.contents import named_tensors
 from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.memos import CONTAINERS
 from lightning_prune.graph.snapshot import Absent
@@ -32,7 +32,7 @@ def convert_model_(model: nn.Module, graph: ChannelGraph, ops: OpTable | None) -
     """Convert every layer that has a dynamic op, and any other module that owns a pruned tensor or integer."""
     touched = {p.layer for unit in graph.units for p in unit.places}
     touched |= {f.module for f in graph.followers if graph.spans(f.labels)}
-    for name, module in named_modules(model).items():
+    for name, module in model.named_modules():
         convert_(module, ops, generic=name in touched)
 
 
@@ -48,7 +48,7 @@ def wire_(model: nn.Module, graph: ChannelGraph, units: Mapping[str, MutableChan
         ConfigError: A module that had to be converted was not.
     """
     _remember_lazy_caches_(model, graph)
-    modules = named_modules(model)
+    modules = dict(model.named_modules())
     first = {id(tensor): name for name, tensor in named_tensors(model).items()}
     ops = {name: module for name, module in modules.items() if isinstance(module, DynamicOp)}
     for op in ops.values():
@@ -125,7 +125,7 @@ def roles_of(model: nn.Module, graph: ChannelGraph) -> dict[tuple[str, str, str]
         model: The converted model.
         graph: Its graph.
     """
-    modules = named_modules(model)
+    modules = dict(model.named_modules())
     roles: dict[tuple[str, str, str], tuple[bool, bool]] = {}
     for unit, place in [(u, p) for u in graph.units for p in u.places]:
         op = modules[place.layer]

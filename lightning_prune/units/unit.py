@@ -1,97 +1,21 @@
-"""Units: channel axes that must keep the same channels, with one mask and one choice for all of them."""
+"""A unit: its members, its one mask, and the choice that the mask stands for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_prune.errors import ConfigError, PlanError, did_you_mean
 from lightning_prune.mutables import MutableChannel
-from lightning_prune.ops import DynamicOp
+from lightning_prune.units.channel import Channel
 
-__all__ = ["Channel", "L1MutableChannelUnit", "MutableChannelUnit", "SequentialMutableChannelUnit", "l1_scores"]
+__all__ = ["CHOICE_MODES", "MutableChannelUnit", "SequentialMutableChannelUnit"]
 
 CHOICE_MODES = ("ratio", "number", "bucket")
-
-_BLOCK = 2**18  # entries of a weight that are looked at together
-
-
-@dataclass(eq=False)
-class Channel:
-    """A span of one axis of one layer, as a member of a unit.
-
-    Args:
-        name: Qualified name of the layer.
-        module: The layer.
-        tensor: Name of the parameter or buffer of the layer that has the axis.
-        dim: The axis.
-        start: First position of the span, inclusive.
-        end: Last position of the span, exclusive.
-        is_output_channel: Whether the layer makes the channels (else it reads them).
-        index: Int64 `[end - start]`, position -> channel of the unit; None is the identity.
-    """
-
-    name: str
-    module: nn.Module
-    tensor: str
-    dim: int
-    start: int
-    end: int
-    is_output_channel: bool
-    index: Tensor | None = None
-
-    @property
-    def num_channels(self) -> int:
-        """Positions in the span."""
-        return self.end - self.start
-
-    def full(self) -> Tensor:
-        """Return the tensor of the dense size, removed entries included; detached, and not a copy.
-
-        Raises:
-            ConfigError: The layer has no such tensor.
-        """
-        if isinstance(self.module, DynamicOp):
-            self.module._dynamic.collect_all()
-        for held in (self.module._parameters, self.module._buffers):
-            found = held.get(self.tensor)
-            if found is not None:
-                return found.detach()
-        valid = [*self.module._parameters, *self.module._buffers]
-        raise ConfigError(f"Got tensor {self.tensor!r} of layer {self.name!r}. {did_you_mean(self.tensor, valid)}")
-
-    def per_channel(self, values: Tensor, num_channels: int) -> Tensor:
-        """Sum values of the positions of the span into values of the channels of the unit.
-
-        Args:
-            values: `[end - start]`.
-            num_channels: C of the unit.
-
-        Returns:
-            `[C]`; a channel that no position maps to has 0.
-        """
-        if self.index is None:
-            return values
-        return values.new_zeros(num_channels).index_add_(0, self.index.to(values.device), values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the span as plain data; `index` only when it is not the identity."""
-        plain: dict[str, Any] = {
-            "name": self.name,
-            "tensor": self.tensor,
-            "dim": self.dim,
-            "start": self.start,
-            "end": self.end,
-            "is_output_channel": self.is_output_channel,
-        }
-        if self.index is not None:
-            plain["index"] = self.index.tolist()
-        return plain
 
 
 class MutableChannelUnit:
@@ -354,51 +278,3 @@ class MutableChannelUnit:
 
 class SequentialMutableChannelUnit(MutableChannelUnit):
     """Keeps the first channels, whatever their weights."""
-
-
-class L1MutableChannelUnit(MutableChannelUnit):
-    """Keeps the channels with the largest L1 norms, as `l1_scores` counts them."""
-
-    def scores(self) -> Tensor:
-        """Return `l1_scores` of the unit."""
-        return l1_scores(self)
-
-
-@torch.no_grad()
-def l1_scores(unit: MutableChannelUnit) -> Tensor:
-    """Score each channel of a unit by the L1 norm of the weights that make it.
-
-    score[c] = mean over output-related layers of (sum |weight[c]|). Removed channels are scored too, by the values they
-    have kept. Layers with a weight of one axis (norms) count only if there is no other.
-
-    Args:
-        unit: Read only.
-
-    Returns:
-        Float32 `[C]` on the CPU, >= 0; higher = keep.
-
-    Raises:
-        ConfigError: The unit has no output-related layer.
-
-    Source: Li et al., "Pruning Filters for Efficient ConvNets", 2017, arXiv:1608.08710, sec. 3.
-        We differ: a unit averages its layers; the paper scores one convolution alone.
-    """
-    members = [(channel, channel.full()) for channel in unit.output_related]
-    if not members:
-        raise ConfigError(f"Got unit {unit.name!r} without an output-related layer; L1 needs the weights that make it.")
-    wide = [(channel, weight) for channel, weight in members if weight.dim() > 1]
-    total = torch.zeros(unit.num_channels)
-    for channel, weight in wide or members:
-        norms = _l1_norms(weight.narrow(channel.dim, channel.start, channel.num_channels), channel.dim)
-        total += channel.per_channel(norms, unit.num_channels).cpu()
-    return total / len(wide or members)
-
-
-def _l1_norms(weight: Tensor, dim: int) -> Tensor:
-    """Return the L1 norm of each slice along an axis, block by block: blocks that fit a cache need no new memory."""
-    others = [d for d in range(weight.dim()) if d != dim]
-    if not others:
-        return weight.abs().float()
-    rows = max(1, _BLOCK // max(1, weight[0].numel()))
-    norms = [block.abs().float().sum(others) for block in weight.split(rows)]
-    return torch.cat(norms) if dim == 0 else torch.stack(norms).sum(0)
