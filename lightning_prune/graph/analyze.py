@@ -29,6 +29,7 @@ from lightning_prune.graph.trace import DenseTrace, trace_model
 
 __all__ = ["analyze", "certify_kept", "certify_rebuilt"]
 
+_SURE = 2  # runs of the dense program: once it may be the same by chance
 _GOES_BACK = "goes back into the model alone: it shrinks too"
 
 
@@ -81,7 +82,7 @@ def analyze(
         return next((g for g in ignore if any(fnmatchcase(n, g) for n in names)), None)
 
     known, closure, units = refine(trace, frozenset(parameters), ignored, tie_kinds)
-    _note_restless(trace, known.restless)
+    _note_restless(trace, {mode for mode in known.restless if known.integers.count_certified(mode) < _SURE})
     if strict and (trace.failure or trace.unknown or known.refused):
         what = [*filter(None, [trace.failure]), *(f"no rule for {op}" for op in trace.unknown), *known.refused]
         raise TraceError(f"strict=True and these would freeze channels: {'; '.join(what)}. Pass rules= or ignore=.")
@@ -110,7 +111,7 @@ def _note_restless(trace: DenseTrace, modes: Collection[str]) -> None:
     whole = np.ones(trace.space.size, np.bool_)
     for mode in filter(modes.__contains__, trace.events):
         try:
-            for _ in range(2):  # once it may be the same by chance
+            for _ in range(_SURE):
                 run_lockstep(trace, whole, (), [mode])
         except Mismatch as mismatch:
             trace.notes.append(f"in {mode} mode the model runs other ops each time, whatever the seed: {mismatch}")

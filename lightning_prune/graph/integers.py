@@ -151,7 +151,8 @@ class Integers:
     _modules: dict[str, nn.Module] = field(default_factory=dict)
     _owners: dict[type[nn.Module], list[tuple[str, nn.Module]]] = field(default_factory=dict)
     _table: AxisTable | None = None
-    _tried: set[tuple[Rule, str]] = field(default_factory=set)  # for the axes of this table
+    _tried: set[tuple[Rule, str]] = field(default_factory=set)  # for the axes of this table, as the next
+    _followers: dict[tuple[Rule, ...], list[Follower]] = field(default_factory=dict)
     _runs: dict[str, dict[Any, list[Mismatch]]] = field(default_factory=dict)  # mode -> structure -> what it showed
 
     def __post_init__(self) -> None:
@@ -163,14 +164,19 @@ class Integers:
     def axes(self, closure: Closure, units: Partition) -> AxisTable:
         """Return the axes of these units."""
         if self._table is None or self._table.units is not units:
-            self._table, self._tried = AxisTable(self.trace, closure, units), set()
+            self._table, self._tried, self._followers = AxisTable(self.trace, closure, units), set(), {}
         return self._table
 
-    def followers(self, closure: Closure, units: Partition, rules: Sequence[Rule] | None = None) -> list[Follower]:
+    def followers(self, closure: Closure, units: Partition, rules: Sequence[Rule] | None = None) -> Sequence[Follower]:
         """Return every integer that follows: the table, and the rules (by default those learned) in all modules."""
+        axes, key = self.axes(closure, units), tuple(self.learned if rules is None else rules)
+        if key not in self._followers:
+            self._followers[key] = self._follow(axes, key)
+        return self._followers[key]
+
+    def _follow(self, axes: AxisTable, rules: Sequence[Rule]) -> list[Follower]:
         found = {(f.module, f.attribute, f.element): f for f in (*self.known, *self.registered)}
-        axes = self.axes(closure, units)
-        for rule in self.learned if rules is None else rules:
+        for rule in rules:
             for name, module in self._owners[rule.owner]:
                 key = (name, rule.attribute, rule.element)
                 value = None if key in found else integer_of(module, rule.attribute, rule.element)
@@ -249,6 +255,10 @@ class Integers:
             if runs[key]:
                 return runs[key]
         return []
+
+    def count_certified(self, mode: str) -> int:
+        """Return how many structures ran the dense program in one mode."""
+        return sum(not found for found in self._runs.get(mode, {}).values())
 
     def _certifies(self, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None) -> bool:
         key = _key(alive, followers)
@@ -357,19 +367,34 @@ def _is_mended(mismatch: Mismatch, labels: IntArray | None, after: Sequence[Mism
 
 def integer_of(module: nn.Module, attribute: str, element: Element) -> int | None:
     """Return an int above 1 that a module keeps, alone or in a tuple or list; None where it keeps none there."""
-    return next((v for a, e, v in integers_of(module) if (a, e) == (attribute, element)), None)
+    if attribute not in module.__dict__:
+        return None
+    kept = _kept(module.__dict__[attribute])
+    if kept is None:
+        kept = integers_held(type(module), attribute, module.__dict__[attribute])
+    return next((value for e, value in kept if e == element and value > 1), None)
 
 
 def integers_of(module: nn.Module) -> Iterator[tuple[str, Element, int]]:
     """Yield `(attribute, element, value)` of the ints above 1 that a module keeps, its own before those of a config."""
     inner: list[tuple[str, Element, int]] = []
     for attribute, value in list(module.__dict__.items()):
-        if attribute.startswith("_") or isinstance(value, bool):
+        if attribute.startswith("_"):
             continue
-        if isinstance(value, Integral) and int(value) > 1:  # NumPy's too
-            yield attribute, None, int(value)
-        elif isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
-            yield from ((attribute, k, v) for k, v in enumerate(value) if v > 1)
-        else:
+        kept = _kept(value)
+        if kept is None:
             inner += ((attribute, key, v) for key, v in integers_held(type(module), attribute, value) if v > 1)
+        else:
+            yield from ((attribute, element, v) for element, v in kept if v > 1)
     yield from inner
+
+
+def _kept(value: Any) -> list[tuple[Element, int]] | None:
+    """Return the ints that an attribute holds itself, None where it is to be looked into."""
+    if isinstance(value, bool):
+        return []
+    if isinstance(value, Integral):  # NumPy's too
+        return [(None, int(value))]
+    if isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
+        return list(enumerate(value))
+    return None

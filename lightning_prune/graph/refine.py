@@ -151,13 +151,12 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
         yield Sampler(known.trace, closure, units.units, opposite=True)
     # of few channels, those that remain may lie evenly by luck
     few = (takes_parts or closure.products) and any(unit.num_channels <= _FEW for unit in units.units)
-    for _ in range(2 if few else 0):
-        sampler = Sampler(known.trace, closure, units.units, after=sampler)
+    followed, further = known.integers.followed(closure, units), 0
+    # an integer may follow a unit that only agrees so far
+    while further < (2 if few else 0) or not sampler.tells_apart(followed):
+        sampler = Sampler(known.trace, closure, units.units, after=sampler, whole=not sampler.tells_apart(followed))
         yield sampler
-    followed = known.integers.followed(closure, units)
-    while not sampler.tells_apart(followed):  # an integer may follow a unit that only agrees so far
-        sampler = Sampler(known.trace, closure, units.units, after=sampler, whole=True)
-        yield sampler
+        further += 1
 
 
 def _takes_parts(trace: DenseTrace, closure: Closure) -> bool:

@@ -36,6 +36,13 @@ _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _RECURRENT = {f"aten::{kind}": gates for kind, gates in _GATES.items()}
 _CELLS = {f"aten::{kind}_cell": gates for kind, gates in _GATES.items()}
 _CHANNELS_FIRST = frozenset({"aten::batch_norm", "aten::group_norm"})
+_UPSAMPLED = frozenset(
+    f"aten::{n}"
+    for n in (
+        *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+        *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
+    )
+)
 
 
 def shortcut(mode: FakeMode, func: Any, name: str, args: dict[str, Any]) -> Any:
@@ -49,7 +56,7 @@ def shortcut(mode: FakeMode, func: Any, name: str, args: dict[str, Any]) -> Any:
     """
     if name == "aten::cat":
         return _cat(mode, args["tensors"], args["dim"])
-    x = args.get("input", args.get("self"))
+    x = args.get("input", args.get("self", args.get("query")))
     if not isinstance(x, FakeTensor):
         # a constant made on the meta device is not fake, and fake mode lets nothing but fakes change themselves
         return x if name == "aten::detach_" else None
@@ -136,6 +143,46 @@ def _at(values: Sequence[int], k: int) -> int:
     return values[k] if len(values) > 1 else values[0]
 
 
+def _addmm(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    a, b = args["mat1"], args["mat2"]
+    fits = a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and a.dtype == b.dtype == x.dtype
+    shape = (a.shape[0], b.shape[1])
+    return mode.like(x, shape) if fits and _fits_into(x, shape) else None
+
+
+def _attention(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    k, v, mask = args["key"], args["value"], args["attn_mask"]
+    shape, heads = tuple(x.shape), x.shape[-3] if args["enable_gqa"] and x.dim() > 2 else None
+    if heads is not None and k.dim() == x.dim() and k.shape[-3] and not heads % k.shape[-3]:
+        shape = (*shape[:-3], k.shape[-3], *shape[-2:])  # queries that share keys count as one
+    fits = x.dim() > 1 and k.shape[:-1] == v.shape[:-1] and x.dtype == k.dtype == v.dtype
+    if not fits or tuple(k.shape) != (*shape[:-2], k.shape[-2], shape[-1]):
+        return None
+    if mask is not None:
+        plain = isinstance(mask, FakeTensor) and mask.dtype in (torch.bool, x.dtype) and not args["is_causal"]
+        if not plain or not _fits_into(mask, (*x.shape[:-1], k.shape[-2])):
+            return None
+    return mode.like(x, (*x.shape[:-1], v.shape[-1]))
+
+
+def _fits_into(x: Tensor, shape: Sequence[int]) -> bool:
+    """Return whether a tensor broadcasts to a shape."""
+    return x.dim() <= len(shape) and all(n in (1, m) for n, m in zip(x.shape[::-1], shape[::-1], strict=False))
+
+
+def _upsample(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    sizes = args.get("output_size")
+    if "scale_factors" not in args or sizes is None or len(sizes) != x.dim() - 2 or min(sizes) < 1:
+        return None
+    return mode.like(x, (*x.shape[:2], *sizes)) if 0 not in x.shape else None
+
+
+def _roll(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    dims = args["dims"]
+    fits = len(dims) == len(args["shifts"]) > 0 and all(-x.dim() <= d < x.dim() for d in dims)
+    return mode.like(x, x.shape) if fits else None
+
+
 def _states(args: dict[str, Any]) -> list[Tensor]:
     return [args["hx"]] if isinstance(args["hx"], Tensor) else list(args["hx"])
 
@@ -172,12 +219,15 @@ def _cell(mode: FakeMode, x: Tensor, args: dict[str, Any], gates: int) -> Any:
 
 
 def _to(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
-    of_dtype = args.keys() == {"self", "dtype", "non_blocking", "copy", "memory_format"}
-    if not of_dtype or args["copy"] or args["memory_format"] is not None:
+    special = "other" in args or args["copy"] or args.get("pin_memory") or args["memory_format"] is not None
+    if special or args.get("layout") not in (None, torch.strided) or args.get("device") not in (None, x.device):
         return None
-    if x.dtype == args["dtype"]:
-        return x
-    return mode.make(args["dtype"], x.device, x.shape)
+    dtype = args.get("dtype") or x.dtype
+    return x if dtype == x.dtype else mode.make(dtype, x.device, x.shape)
+
+
+def _contiguous(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    return x if args["memory_format"] == torch.contiguous_format else None
 
 
 # Ops that move data: the result counts as contiguous. Whether a view of it is legal is a matter of strides, which
@@ -250,6 +300,19 @@ def _unbind(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> list[Tensor] | N
     return [mode.like(x, shape) for _ in range(x.shape[dim])] if x.dim() else None
 
 
+def _split(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> list[Tensor] | None:
+    dim = args["dim"] % max(x.dim(), 1)
+    total = x.shape[dim] if x.dim() else 0
+    given = args.get("split_sizes", args.get("split_size"))
+    if given is None and args["chunks"] > 0:
+        given = -(-total // args["chunks"])
+    if isinstance(given, int) and given > 0:
+        given = [min(given, total - start) for start in range(0, total, given)]
+    if not isinstance(given, (list, tuple)) or not total or sum(given) != total or min(given) < 0:
+        return None
+    return [mode.like(x, (*x.shape[:dim], n, *x.shape[dim + 1 :])) for n in given]
+
+
 def _cat(mode: FakeMode, tensors: Sequence[Tensor], dim: int) -> Tensor | None:
     tensors = [t for t in tensors if t.shape != (0,)] or tensors  # torch leaves these out, as an empty cache is one
     first = tensors[0]
@@ -284,12 +347,19 @@ _MOVES: dict[str, Callable[[FakeMode, Tensor, dict[str, Any]], Any]] = {
     "aten::select": _select,
     "aten::slice": _slice,
     "aten::unbind": _unbind,
+    **dict.fromkeys(("aten::chunk", "aten::split", "aten::split_with_sizes"), _split),
+    "aten::alias": lambda mode, x, _: mode.like(x, x.shape),
 }
 _SPECIAL = {
     **_MOVES,
     "aten::linear": _linear,
     "aten::to": _to,
+    "aten::contiguous": _contiguous,
     "aten::_grouped_mm": _grouped_matmul,
+    "aten::addmm": _addmm,
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::roll": _roll,
+    **dict.fromkeys(_UPSAMPLED, _upsample),
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(("aten::matmul", "aten::bmm", "aten::mm"), _matmul),
 }

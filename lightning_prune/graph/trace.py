@@ -189,6 +189,8 @@ class DenseTrace:
 
 def _makes_shape(event: Event) -> bool:
     """Return whether an op on channels takes sizes or indices, or gives another shape than that of what it is given."""
+    if event.name.startswith("aten::new_"):  # of what it is given it takes the type alone
+        return False
     same = not (event.entry.sizes or event.entry.index) and all(shape in event.in_shapes for shape in event.out_shapes)
     return not same and any(is_labelled(axis) for axes in event.in_axes for axis in axes)
 
