@@ -367,11 +367,9 @@ def _is_mended(mismatch: Mismatch, labels: IntArray | None, after: Sequence[Mism
 
 def integer_of(module: nn.Module, attribute: str, element: Element) -> int | None:
     """Return an int above 1 that a module keeps, alone or in a tuple or list; None where it keeps none there."""
-    if attribute not in module.__dict__:
-        return None
-    kept = _kept(module.__dict__[attribute])
-    if kept is None:
-        kept = integers_held(type(module), attribute, module.__dict__[attribute])
+    held = module.__dict__.get(attribute)
+    own = _kept(held)
+    kept = integers_held(type(module), attribute, held) if own is None else own
     return next((value for e, value in kept if e == element and value > 1), None)
 
 

@@ -57,10 +57,9 @@ def shortcut(mode: FakeMode, func: Any, name: str, args: dict[str, Any]) -> Any:
     if name == "aten::cat":
         return _cat(mode, args["tensors"], args["dim"])
     x = args.get("input", args.get("self", args.get("query")))
-    if not isinstance(x, FakeTensor):
-        # a constant made on the meta device is not fake, and fake mode lets nothing but fakes change themselves
-        return x if name == "aten::detach_" else None
-    if x.constant is not None:
+    if name == "aten::detach_":  # not fake is a constant made on the meta device: fake mode lets none change itself
+        return x
+    if not isinstance(x, FakeTensor) or x.constant is not None or "out" in args:
         return None  # what is made of a constant is one
     if name in _RECURRENT:  # step by step they would be thousands of ops
         return _recurrent(mode, x, args, _RECURRENT[name])
@@ -177,6 +176,23 @@ def _upsample(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     return mode.like(x, (*x.shape[:2], *sizes)) if 0 not in x.shape else None
 
 
+def _mean(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    dims = args.get("dim")
+    if not dims or args["dtype"] is not None or not x.dtype.is_floating_point:
+        return None
+    dims = {d % x.dim() for d in dims if -x.dim() <= d < x.dim()}
+    if len(dims) != len(args["dim"]):
+        return None
+    sizes = [1 if d in dims else n for d, n in enumerate(x.shape) if d not in dims or args["keepdim"]]
+    return mode.like(x, sizes)
+
+
+def _adaptive_pool(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
+    sizes = args["output_size"]
+    fits = len(sizes) < x.dim() <= len(sizes) + 2 and min(sizes) > 0 and 0 not in x.shape
+    return mode.like(x, (*x.shape[: -len(sizes)], *sizes)) if fits and x.dtype.is_floating_point else None
+
+
 def _roll(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
     dims = args["dims"]
     fits = len(dims) == len(args["shifts"]) > 0 and all(-x.dim() <= d < x.dim() for d in dims)
@@ -227,7 +243,7 @@ def _to(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
 
 
 def _contiguous(mode: FakeMode, x: Tensor, args: dict[str, Any]) -> Tensor | None:
-    return x if args["memory_format"] == torch.contiguous_format else None
+    return x if args["memory_format"] in (0, torch.contiguous_format) else None  # 0: what the schema says by default
 
 
 # Ops that move data: the result counts as contiguous. Whether a view of it is legal is a matter of strides, which
@@ -359,6 +375,8 @@ _SPECIAL = {
     "aten::addmm": _addmm,
     "aten::scaled_dot_product_attention": _attention,
     "aten::roll": _roll,
+    "aten::mean": _mean,
+    **dict.fromkeys((f"aten::adaptive_avg_pool{n}d" for n in (1, 2, 3)), _adaptive_pool),
     **dict.fromkeys(_UPSAMPLED, _upsample),
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(("aten::matmul", "aten::bmm", "aten::mm"), _matmul),

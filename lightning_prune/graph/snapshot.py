@@ -14,7 +14,9 @@ from lightning_prune.graph.memos import CONTAINERS, PLAIN, differ, refill
 __all__ = ["Absent", "Snapshot", "do_nothing", "reset_caches"]
 
 _OWN = frozenset({"_parameters", "_buffers", "training"})
-_HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict)) - _OWN - {"_modules"}
+_HOOKS = tuple(n for n, v in vars(nn.Module()).items() if isinstance(v, dict) and n not in {*_OWN, "_modules"})
+_NO_HOOKS: dict[Any, Any] = {}
+_LEFT_OUT = _OWN.union(_HOOKS)
 
 
 class Absent:
@@ -39,14 +41,14 @@ class Snapshot:
         self._module = module
         self.attributes = dict(module.__dict__)
         self.objects: list[Any] = []
-        self._no_hooks: list[dict[Any, Any]] = []
+        hooks = [self.attributes.get(key, _NO_HOOKS) for key in _HOOKS]
+        self._no_hooks: list[dict[Any, Any]] = [] if any(hooks) else hooks  # nearly always
         self._contents: dict[str, tuple[Any, Any]] = {}  # attribute -> container, what it held
+        left_out = _LEFT_OUT if self._no_hooks else _OWN
         for key, value in self.attributes.items():
-            if type(value) in PLAIN or key in _OWN:
+            if key in left_out or type(value) in PLAIN:
                 continue
-            if key in _HOOKS and not value:
-                self._no_hooks.append(value)
-            elif isinstance(value, CONTAINERS):
+            if isinstance(value, CONTAINERS):
                 self._contents[key] = (value, value.copy())
             else:
                 self.objects.append(value)
@@ -67,8 +69,8 @@ class Snapshot:
                 now[key] = before[key]
             else:
                 now.pop(key, None)  # a compiled module has no flag of its own
-        for hooks in self._no_hooks:
-            if hooks:
+        if any(self._no_hooks):
+            for hooks in self._no_hooks:
                 hooks.clear()
         same = now.keys() == before.keys() and all(map(is_, now.values(), before.values()))
         if same and not any(differ(held, copy) for held, copy in self._contents.values()):
