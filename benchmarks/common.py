@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import statistics
@@ -118,28 +117,6 @@ def earlier_results(name: str, commit: str) -> dict[str, Any]:
     same = written.get("environment", {}).get("commit") == commit
     found: dict[str, Any] = written["results"] if same else {}
     return found
-
-
-def median_interval(values: Sequence[float]) -> dict[str, float]:
-    """Return the median and its 95 % interval, which needs no distribution: two of the values themselves.
-
-    Args:
-        values: Independent, at least six.
-
-    Example:
-        >>> median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
-        {'median': 4.0, 'low': 1.0, 'high': 7.0}
-
-    Source: David and Nagaraja, "Order Statistics", 2003, sec. 7.1: how many of n values lie below the median is
-        binomial with a chance of one half.
-    """
-    count, row = len(values), sorted(values)
-    below, rank = 0.5**count, 0  # the chance that at most `rank` values lie below the median
-    while below + math.comb(count, rank + 1) * 0.5**count <= 0.025:
-        rank += 1
-        below += math.comb(count, rank) * 0.5**count
-    low, high = row[rank], row[count - 1 - rank]
-    return {"median": round(statistics.median(row), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def write_result(name: str, config: Mapping[str, Any], environment: Mapping[str, Any], results: Any) -> Path:

@@ -6,10 +6,12 @@ Several Trainers fit the same network to the same batches, each in a thread of i
 batches, so that whatever slows the machine down slows all of them. Two of them have a plain network and no callback:
 what one takes relative to the other is the noise. Another one has the callback, and one its dynamic layers without it,
 which tells the two costs apart. An epoch counts with all that Lightning does around it, in time of the processor,
-from which other work on the machine takes less away than from the clock. Each ratio is taken inside one round of
-epochs, to the mean of the two plain ones; the median over the rounds comes with a 95 % interval. The time inside the
-callback's own hooks stands beside it, as a share of the epoch. An epoch of 16 tiny batches, as in the demo, shows the
-fixed costs; one of 8 batches of images as large as CIFAR's is still a short one.
+from which other work on the machine takes less away than from the clock. A ratio is taken inside each turn, to the mean
+of the two plain ones; its medians over the epochs, one for each turn of an epoch (the first one has what is done once),
+are added up by the share that the turn has of the epoch, so that what disturbs single turns does not spoil an epoch.
+The 95 % interval is that of epochs drawn anew. The time inside the callback's own hooks stands beside it, as a share of
+the epoch. An epoch of 16 tiny batches, as in the demo, shows the fixed costs; one of 8 batches of images as large as
+CIFAR's is still a short one.
 
 Three moments: before the schedule all layers are dynamic and keep all their channels; "masked" is how a network is that
 was cut while its schedule goes on, or for good with `compact="never"`, compared with the small one; compacted, the
@@ -22,7 +24,6 @@ import argparse
 import copy
 import logging
 import os
-import statistics
 import sys
 import threading
 import time
@@ -30,18 +31,23 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.common import describe_environment, median_interval, summarize, write_result
+from benchmarks.common import describe_environment, summarize, write_result
 from examples.digits import DigitsResNet
 from lightning_prune import ChannelMutator, PruningCallback, export_pruned
 
 AIM = 1.01
 WIDTH = 16
 WARM_UP = 3
+DRAWS = 2000  # of the epochs, for an interval
 PLAIN, AGAIN, LAYERS, CALLBACK = "plain", "plain again", "dynamic layers alone", "with the callback"
+
+
+Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Epoch(NamedTuple):
@@ -115,15 +121,15 @@ class EpochClock(Callback):
     def __init__(self, turns: Turns, place: int, length: int, hooks: HookClock | None) -> None:
         self.turns, self.place, self.length, self.hooks = turns, place, length, hooks
         self.start: float | None = None
-        self.spent = 0.0
-        self.seconds: list[float] = []
+        self.turn: list[float] = []
+        self.seconds: list[list[float]] = []  # of each epoch those of its turns
         self.shares: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % self.length:
             return
         self._stop()
-        if batch_idx == 0 and self.spent:
+        if batch_idx == 0 and self.turn:
             self._end_epoch()
         self.turns.wait(self.place)
         self.start = time.thread_time()
@@ -133,14 +139,14 @@ class EpochClock(Callback):
 
     def _stop(self) -> None:
         if self.start is not None:
-            self.spent += time.thread_time() - self.start
+            self.turn.append(time.thread_time() - self.start)
             self.turns.end()
 
     def _end_epoch(self) -> None:
-        self.seconds.append(self.spent)
+        self.seconds.append(self.turn)
         if self.hooks is not None:
-            self.shares.append(self.hooks.take() / self.spent)
-        self.spent = 0.0
+            self.shares.append(self.hooks.take() / sum(self.turn))
+        self.turn = []
 
 
 def make_trainer(callbacks: Sequence[Callback], epochs: int) -> Trainer:
@@ -184,31 +190,42 @@ def measure(models: Mapping[str, LightningModule], callback: PruningCallback, ep
             thread.join(0.5)
     if failed:
         raise failed[0]
-    times = {name: tuple(clock.seconds[WARM_UP : WARM_UP + rounds]) for name, clock in clocks.items()}
+    times = {name: np.array(clock.seconds[WARM_UP : WARM_UP + rounds]) for name, clock in clocks.items()}
     shares = [round(100 * share, 3) for share in clocks[CALLBACK].shares[WARM_UP : WARM_UP + rounds]]
     return {
-        "median ms of an epoch": {name: round(1e3 * statistics.median(values), 2) for name, values in times.items()},
+        "median ms of an epoch": {name: round(1e3 * float(np.median(t.sum(1))), 2) for name, t in times.items()},
         **ratios(times),
         "percent of the epoch inside hooks": summarize(shares),
     }
 
 
-def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def ratios(times: Mapping[str, Times]) -> dict[str, Any]:
     """Return what the callback and the dynamic layers cost, and what the same costs without either.
 
     Args:
-        times: Side -> seconds, one per round; the dynamic layers alone may be missing.
+        times: Side -> seconds `[epochs, turns]`; the dynamic layers alone may be missing.
     """
-    plain = [(one + other) / 2 for one, other in zip(times[PLAIN], times[AGAIN], strict=True)]
-
-    def ratio(name: str, base: Sequence[float]) -> dict[str, float]:
-        return median_interval([ours / theirs for ours, theirs in zip(times[name], base, strict=True)])
-
-    found = {"with the callback / plain": ratio(CALLBACK, plain)}
+    plain = (times[PLAIN] + times[AGAIN]) / 2
+    found = {"with the callback / plain": epoch_ratio(times[CALLBACK], plain)}
     if LAYERS in times:
-        found["dynamic layers alone / plain"] = ratio(LAYERS, plain)
-        found["with the callback / dynamic layers alone"] = ratio(CALLBACK, times[LAYERS])
-    return {**found, "plain again / plain": ratio(AGAIN, times[PLAIN])}
+        found["dynamic layers alone / plain"] = epoch_ratio(times[LAYERS], plain)
+        found["with the callback / dynamic layers alone"] = epoch_ratio(times[CALLBACK], times[LAYERS])
+    return {**found, "plain again / plain": epoch_ratio(times[AGAIN], times[PLAIN])}
+
+
+def epoch_ratio(ours: Times, base: Times) -> dict[str, float]:
+    """Return how long an epoch takes relative to another one, with a 95 % interval.
+
+    Args:
+        ours: Seconds `[epochs, turns]`.
+        base: The same of the other side, measured beside them.
+    """
+    shares = np.median(base, 0) / np.median(base, 0).sum()
+    ratio = ours / base
+    drawn = np.random.default_rng(0).integers(len(ratio), size=(DRAWS, len(ratio)))
+    low, high = np.quantile(np.median(ratio[drawn], 1) @ shares, (0.025, 0.975))
+    found = {"median": np.median(ratio, 0) @ shares, "low": low, "high": high}
+    return {name: round(float(value), 4) for name, value in found.items()}
 
 
 def converted(model: LightningModule, epoch: Epoch) -> LightningModule:

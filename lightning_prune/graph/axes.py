@@ -15,6 +15,7 @@ from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["AxisTable", "View"]
 
+_UP = 2  # so many modules further out an integer may follow an axis that the module itself has no tensor of
 Shape = tuple[tuple[str, ...], ...]  # what an axis is made of: axis names of the units of each of its terms
 
 
@@ -23,14 +24,16 @@ class View:
     """An axis as seen from a module, so that it can be found again in another module of the class.
 
     Args:
-        tensor: Name of the parameter relative to the module; None for one outside it.
+        tensor: Name of the parameter relative to the module, or to one around it; None for any.
         ordinal: Which of the axes of that parameter, and of what these are made of.
         shape: What the axis is made of.
+        up: How many modules further out the name begins.
     """
 
     tensor: str | None
     ordinal: int
     shape: Shape
+    up: int = 0
 
 
 class AxisTable:
@@ -79,15 +82,18 @@ class AxisTable:
 
     def view(self, module: str, labels: IntArray) -> View:
         """Describe an axis as seen from a module, or from the nearest around it that has any."""
-        prefix, key = self._prefix(module), self.key(labels)
-        for tensor, ordinal, axis in self._by_size.get(len(labels), ()):
-            if tensor.startswith(prefix) and self.key(axis) == key:
-                return View(tensor[len(prefix) :], ordinal, self.shape(labels))
-        return View(None, 0, self.shape(labels))
+        key, shape = self.key(labels), self.shape(labels)
+        same = [(t, k) for t, k, axis in self._by_size.get(len(labels), ()) if self.key(axis) == key]
+        for up in range(_UP + 1):
+            prefix = self._prefix(module, up)
+            for tensor, ordinal in same:
+                if tensor.startswith(prefix):
+                    return View(tensor[len(prefix) :], ordinal, shape, up)
+        return View(None, 0, shape)
 
     def find(self, module: str, size: int, view: View) -> IntArray | None:
         """Return the axis of a module that a view describes; None where none does, or several that differ."""
-        key = (self._prefix(module), size, view)
+        key = (self._prefix(module, view.up), size, view)
         if key not in self._found:
             self._found[key] = self._find(*key)
         return self._found[key]
@@ -102,9 +108,11 @@ class AxisTable:
         fits = [entry for entry in inside if self.shape(entry[2]) == view.shape]
         return fits[0][2] if len({self._unit_sets(axis) for _, _, axis in fits}) == 1 else None
 
-    def _prefix(self, module: str) -> str:
+    def _prefix(self, module: str, up: int = 0) -> str:
         """Return what the names of the tensors begin with that a module sees: its own, or of the nearest around it."""
         while module not in self._homes and module:
+            module = module.rpartition(".")[0]
+        for _ in range(up):
             module = module.rpartition(".")[0]
         return f"{module}." if module else ""
 

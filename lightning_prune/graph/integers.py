@@ -6,7 +6,7 @@ the failing stack that equals an old size is set to the new one; what then gets 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
@@ -15,97 +15,24 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.graph.axes import AxisTable, View
 from lightning_prune.graph.certify import certifies, find_mismatches
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.holders import integers_held
-from lightning_prune.graph.labels import Axis, IntArray, LabelSpace, is_labelled
-from lightning_prune.graph.made import weight_of
+from lightning_prune.graph.known import Element
+from lightning_prune.graph.labels import IntArray
 from lightning_prune.graph.memos import is_own
 from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 
-__all__ = ["Guess", "Integers", "known_followers"]
+__all__ = ["Guess", "Integers"]
 
-Element = int | str | None  # index into a tuple or list, key of a dict, attribute of an object; None for an int itself
 Candidate = tuple[str, str, Element, IntArray]  # module, attribute, element, the axis it may follow
 _ROUNDS = 24  # a model whose integers need more tries than this for one structure is frozen instead
 _NEAR = 3  # so many modules up the stack are searched for integers that an expression may have been made of
-
-
-_NAMES = {  # of torch's plain layers: int -> axis of the weight
-    "out_features": 0,
-    "in_features": 1,
-    "num_features": 0,
-    "embedding_dim": 1,
-    "num_parameters": 0,
-}
-_PLAIN = (nn.Linear, _NormBase, nn.Embedding, nn.EmbeddingBag, nn.PReLU)
-
-
-def known_followers(trace: DenseTrace) -> list[Follower]:
-    """Return the integers of torch's own layers: those their forward uses, and those only a stranger reads."""
-    found = []
-    model = trace.sandbox.model
-    first = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
-    for name, module in model.named_modules():
-        owner = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
-        own = {n: trace.axes.get(first.get(id(p), ""), ()) for n, p in dict(owner._parameters).items()}
-        axes = trace.axes.get(first.get(id(weight_of(owner)), ""), ())
-        for attribute, element, axis in (
-            *_recurrent(module, own),
-            *(_table(trace.space, module, axes) if axes else ()),
-        ):
-            value = module.__dict__.get(attribute)
-            if is_labelled(axis) and (value if element is None else value[element]) == len(axis):
-                found.append(Follower(name, attribute, element, axis))
-    return found
-
-
-def _table(space: LabelSpace, module: nn.Module, axes: Sequence[Axis]) -> Iterator[tuple[str, Element, Axis]]:
-    """Yield `(attribute, element, axis)`; of multi-head attention the axes are those of its output projection."""
-    if isinstance(module, nn.MultiheadAttention):
-        heads, head_dim = space.split(axes[1], (module.num_heads, module.head_dim))
-        yield from (("num_heads", None, heads), ("head_dim", None, head_dim))
-    elif isinstance(module, _ConvNd):
-        yield from _of_convolution(space, module, axes)
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        yield from (("normalized_shape", k, axis) for k, axis in enumerate(axes))
-    elif isinstance(module, nn.GroupNorm):
-        yield "num_channels", None, axes[0]
-        if module.num_groups == module.num_channels:
-            yield "num_groups", None, axes[0]
-    elif isinstance(module, _PLAIN):
-        yield from ((attribute, None, axes[d]) for attribute, d in _NAMES.items() if attribute in module.__dict__)
-
-
-def _of_convolution(space: LabelSpace, module: _ConvNd, axes: Sequence[Axis]) -> Iterator[tuple[str, Element, Axis]]:
-    whole, part = ("in_channels", "out_channels") if module.transposed else ("out_channels", "in_channels")
-    yield whole, None, axes[0]
-    if module.groups == 1:
-        yield part, None, axes[1]
-        return
-    groups = space.split(axes[0], (module.groups, len(axes[0]) // module.groups))[0]
-    yield "groups", None, groups
-    inner = [axis for axis in (groups, axes[1]) if is_labelled(axis)]
-    if inner:
-        yield part, None, space.merge(inner)
-
-
-def _recurrent(module: nn.Module, axes: Mapping[str, Sequence[Axis]]) -> Iterator[tuple[str, Element, Axis]]:
-    """Yield the sizes of a recurrent layer or cell, from the axes of its first weights."""
-    suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
-    ih, hh, hr = (axes.get(f"weight_{kind}{suffix}") for kind in ("ih", "hh", "hr"))
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and ih and hh:
-        yield "input_size", None, ih[1]
-        yield "proj_size" if hr else "hidden_size", None, hh[1]
-        if hr:
-            yield "hidden_size", None, hr[1]
 
 
 class Guess(Enum):
@@ -142,17 +69,20 @@ class Integers:
         known: Followers from the table.
         registered: Followers that the user named.
         learned: Rules that let a structure certify, in the order in which they were found.
+        held: Those with which one did that has all units cut.
     """
 
     trace: DenseTrace
     known: list[Follower]
     registered: list[Follower] = field(default_factory=list)
     learned: list[Rule] = field(default_factory=list)
+    held: set[Rule] = field(default_factory=set)
     _modules: dict[str, nn.Module] = field(default_factory=dict)
     _owners: dict[type[nn.Module], list[tuple[str, nn.Module]]] = field(default_factory=dict)
     _table: AxisTable | None = None
     _tried: set[tuple[Rule, str]] = field(default_factory=set)  # for the axes of this table, as the next
     _followers: dict[tuple[Rule, ...], list[Follower]] = field(default_factory=dict)
+    _refuted: set[Rule] = field(default_factory=set)
     _runs: dict[str, dict[Any, list[Mismatch]]] = field(default_factory=dict)  # mode -> structure -> what it showed
 
     def __post_init__(self) -> None:
@@ -245,6 +175,38 @@ class Integers:
                 self.learned = fewer
         return left
 
+    def relearn(
+        self,
+        closure: Closure,
+        units: Partition,
+        alive: BoolArray,
+        modes: Sequence[str] | None,
+        left: list[Mismatch],
+    ) -> list[Mismatch]:
+        """Put other rules in the place of those that held for another structure by luck; without any, nothing changes.
+
+        Args:
+            closure: The classes.
+            units: The units.
+            alive: Per label, whether it lives in the structure to certify.
+            modes: In which of the traced modes; all by default.
+            left: Where it disagrees.
+
+        Returns:
+            The mismatches that are left.
+        """
+        misled = [m for m in left if any(met not in (None, len(labels)) for met, labels in m.axes)]
+        owners = {type(module) for mismatch in misled for module in mismatch.modules}
+        before, suspects = list(self.learned), {r for r in self.learned if r in self.held and r.owner in owners}
+        if not suspects:
+            return left
+        self.learned = [rule for rule in before if rule not in suspects]
+        self._refuted |= suspects
+        after = self.learn(closure, units, alive, modes, Guess.STALE)
+        if after:
+            self.learned, self._refuted = before, self._refuted - suspects
+        return after and left
+
     def _find(self, alive: BoolArray, followers: Sequence[Follower], modes: Sequence[str] | None) -> list[Mismatch]:
         """Return where a structure disagrees, in the first mode where it does; nothing is run twice."""
         key = _key(alive, followers)
@@ -313,7 +275,9 @@ class Integers:
             return None  # an integer follows one axis: this may be the one that mends it
         for rule, name, attribute, element, labels, view in found:
             is_new = (name, attribute, element) not in taken and (rule, place) not in tried
-            if is_new and axes.find(name, len(labels), view) is not None:  # the only one of its kind from here
+            if (
+                is_new and rule not in self._refuted and axes.find(name, len(labels), view) is not None
+            ):  # the only one of its kind from here
                 tried.add((rule, place))
                 return rule
         return None

@@ -15,7 +15,8 @@ from lightning_prune.graph.attributes import registered_followers
 from lightning_prune.graph.call import Call
 from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
-from lightning_prune.graph.integers import Guess, Integers, Rule, known_followers
+from lightning_prune.graph.integers import Guess, Integers, Rule
+from lightning_prune.graph.known import known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
 from lightning_prune.graph.lasting import find_doubled, find_lasting, find_vanishing
 from lightning_prune.graph.mends import keep_slices, mend
@@ -149,10 +150,9 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
     takes_parts = _takes_parts(known.trace, closure)
     if takes_parts:
         yield Sampler(known.trace, closure, units.units, opposite=True)
-    # of few channels, those that remain may lie evenly by luck
+    # of few channels, those that remain may lie evenly by luck; an integer may follow a unit that only agrees so far
     few = (takes_parts or closure.products) and any(unit.num_channels <= _FEW for unit in units.units)
     followed, further = known.integers.followed(closure, units), 0
-    # an integer may follow a unit that only agrees so far
     while further < (2 if few else 0) or not sampler.tells_apart(followed):
         sampler = Sampler(known.trace, closure, units.units, after=sampler, whole=not sampler.tells_apart(followed))
         yield sampler
@@ -244,6 +244,7 @@ def _find_counterexamples(
         return False
     search, before = _Search(known, closure, units, sampler), list(known.integers.learned)
     search.grow(units.units, is_whole=True)
+    known.integers.held.update(known.integers.learned if search.at_once else ())
     # what was learned on the way changes what was accepted before it, unless all was accepted at once and first
     return not search.at_once or (before != known.integers.learned and not is_first)
 
@@ -276,6 +277,8 @@ class _Search:
             return True
         if failures and (is_whole or len(members) == 1):
             failures = self._fail(members, Guess.STALE)
+        if failures and is_whole:
+            failures = self._relearn(members, failures)
         if failures and (self._bind(members, failures) or self._keep(members, failures, literal=True)):
             return True
         if failures and len(members) == 1:
@@ -317,6 +320,10 @@ class _Search:
         """Return what no integer mends when these units are cut beside the accepted ones."""
         guessed = self.guessed if len(members) == 1 else None
         return self.known.integers.learn(self.closure, self.units, self._alive(members), self.modes, guess, guessed)
+
+    def _relearn(self, members: Sequence[UnitSpec], failures: list[Mismatch]) -> list[Mismatch]:
+        integers, alive = self.known.integers, self._alive(members)
+        return integers.relearn(self.closure, self.units, alive, self.modes, failures)
 
     def _alive(self, members: Sequence[UnitSpec]) -> BoolArray:
         return self.sampler.alive([*self.accepted, *members])
