@@ -87,7 +87,7 @@ def _summary(results: Mapping[str, Record]) -> str:
             seconds = [record[side]["cpu_s"] for record in records if "cpu_s" in record[side]] or [float("nan")]
             right = sum(not _faults(record)[side] for record in records)
             cells += [str(right), f"{median(seconds):.2f}", f"{max(seconds):.2f}"]
-        cells.append(f"{median([ratio for record in records if (ratio := _ratio(record))]):.2f}")
+        cells.append(f"{median([r for record in records if (r := _ratio(record))] or [float('nan')]):.2f}")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join((*rows, "", _compare_slow(results)))
 
@@ -105,7 +105,7 @@ def _compare_slow(results: Mapping[str, Record]) -> str:
     quick = sum(ratio >= FACTOR for ratio in slow.values())
     return (
         f"Where Torch-Pruning takes more than a second, on {len(slow)} models, the median ratio is "
-        f"{median(slow.values()):.1f}, and at least {FACTOR} on {quick} of them. The others: {few}."
+        f"{median(slow.values() or [float('nan')]):.1f}, and at least {FACTOR} on {quick} of them. The others: {few}."
     )
 
 
