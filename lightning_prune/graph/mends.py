@@ -162,14 +162,19 @@ def _bind_quotient(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
     for met, labels in mismatch.axes:
         for grid in axes.closure.products if met not in (None, len(labels)) else ():
             others = [a for a in grid.axes if axes.key(a) is not axes.key(labels)]
-            if len(others) == len(grid.axes) or not alive[grid.flat].all():  # what else was cut may explain it
-                continue
             divisor = math.prod(int(np.count_nonzero(alive[a])) for a in others)
-            for axis in axes.changed(known.place(mismatch), len(grid.flat), alive):
-                fits = divisor and int(np.count_nonzero(alive[axis])) // divisor == met
-                if fits and axes.key(axis) is not axes.key(grid.flat):
-                    known.pairs.append((axis, grid.flat))
-                    return True
+            if len(others) == len(grid.axes) or not divisor:
+                continue
+            fits = [
+                axis
+                for axis in axes.changed(known.place(mismatch), len(grid.flat), alive)
+                if int(np.count_nonzero(alive[axis])) // divisor == met and axes.key(axis) is not axes.key(grid.flat)
+            ]
+            # what else was cut may explain it, unless nothing else does
+            cut = np.count_nonzero(alive[grid.flat])
+            if fits and (cut == len(grid.flat) or (len(fits) == 1 and cut // divisor != met)):
+                known.pairs.append((fits[0], grid.flat))
+                return True
     return False
 
 
