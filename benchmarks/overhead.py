@@ -60,7 +60,7 @@ class Epoch(NamedTuple):
     rounds: int
 
 
-EPOCHS = {"images of 32 x 32": Epoch(32, 8, 32, 1, 30), "images of 8 x 8": Epoch(8, 16, 64, 4, 60)}
+EPOCHS = {"images of 32 x 32": Epoch(32, 8, 32, 1, 40), "images of 8 x 8": Epoch(8, 16, 64, 4, 80)}
 ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
