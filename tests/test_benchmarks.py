@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.latency import Setting, cut, measure, tables
 from benchmarks.narrow import build_narrow
-from benchmarks.overhead import AGAIN, CALLBACK, LAYERS, PLAIN, epoch_ratio, is_under_aim, ratios
+from benchmarks.overhead import AGAIN, CALLBACK, LAYERS, PLAIN, epoch_ratio, ratios
 from benchmarks.process import run_apart
 from benchmarks.zoo_sides import kept_along, zero_removed_
 from benchmarks.zoo_table import faults_of
@@ -132,7 +132,5 @@ def test_a_callback_is_compared_with_its_neighbours(slower: float) -> None:
         "with the callback / dynamic layers alone": pytest.approx(slower, abs=1e-4),
         "plain again / plain": 1.0,
     }
-    assert is_under_aim(found, "masked") is (slower < 1.01)
-    assert not is_under_aim(found, "before the schedule")
     del times[LAYERS]
     assert list(ratios(times)) == ["with the callback / plain", "plain again / plain"]
