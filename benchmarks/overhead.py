@@ -53,7 +53,6 @@ DRAWS = 2000  # of the epochs, for an interval
 PLAIN, AGAIN, LAYERS, CALLBACK = "plain", "plain again", "dynamic layers alone", "with the callback"
 MOMENTS = BEFORE, MASKED, AFTER = "before the schedule", "masked", "after compaction"
 
-
 Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -211,9 +210,8 @@ def measure(dense: LightningModule, when: str, epoch: Epoch) -> dict[str, Any]:
     medians = {name: round(1e3 * float(np.median(t.sum(1))), 2) for name, t in times.items()}
     base = few[LAYERS] if when == MASKED else plain_of(few)
     added = drawn_anew(1e3 * (few[CALLBACK] - base), lambda values: np.median(values, 1).sum(1))
-    percent = {
-        name: round(100 * value / medians[LAYERS if when == MASKED else PLAIN], 3) for name, value in added.items()
-    }
+    whole = medians[LAYERS if when == MASKED else PLAIN]
+    percent = {name: round(100 * value / whole, 3) for name, value in added.items()}
     return {
         "median ms of an epoch": medians,
         **ratios(times),

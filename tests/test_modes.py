@@ -71,6 +71,21 @@ def test_train_mode_is_traced_where_others_ask_for_it(make: Callable[[], nn.Modu
     assert modes_of(make()) == {"eval", "train"}
 
 
+class DropPath(nn.Module):
+    """Draws a factor for each example while it is trained, as timm does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.new_empty(len(x), 1).bernoulli_(0.5) if self.training else x
+
+
+@pytest.mark.parametrize(("between", "alike"), [(DropPath, True), (Splits, False)])
+def test_what_is_drawn_for_each_example_makes_no_shape_of_channels(between: type[nn.Module], alike: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), between(), nn.Linear(6 if alike else 4, 4))
+    trace = analyze(model, (torch.randn(2, 6),), {})[1]
+    assert set(trace.events) == {"eval", "train"}
+    assert trace.is_alike is alike
+
+
 def test_a_unit_that_fails_in_train_mode_alone_is_frozen() -> None:
     mutator = ChannelMutator(example_input=torch.randn(2, 6))
     mutator.prepare_from_supernet(Splits())

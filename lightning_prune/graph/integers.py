@@ -275,9 +275,8 @@ class Integers:
             return None  # an integer follows one axis: this may be the one that mends it
         for rule, name, attribute, element, labels, view in found:
             is_new = (name, attribute, element) not in taken and (rule, place) not in tried
-            if (
-                is_new and rule not in self._refuted and axes.find(name, len(labels), view) is not None
-            ):  # the only one of its kind from here
+            is_only = is_new and axes.find(name, len(labels), view) is not None  # of its kind from here
+            if is_only and rule not in self._refuted:
                 tried.add((rule, place))
                 return rule
         return None

@@ -163,7 +163,7 @@ def _bind_quotient(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
         for grid in axes.closure.products if met not in (None, len(labels)) else ():
             others = [a for a in grid.axes if axes.key(a) is not axes.key(labels)]
             divisor = math.prod(int(np.count_nonzero(alive[a])) for a in others)
-            if len(others) == len(grid.axes) or not divisor:
+            if not divisor or len(others) == len(grid.axes):
                 continue
             fits = [
                 axis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import count, takewhile
 
 import numpy as np
 from torch import nn
@@ -147,16 +147,17 @@ def _samples(known: Refinement, closure: Closure, units: Partition) -> Iterator[
     """Yield the structures to certify, each only when those before it hold."""
     sampler = Sampler(known.trace, closure, units.units)
     yield sampler
-    takes_parts = _takes_parts(known.trace, closure)
-    if takes_parts:
+    if takes_parts := _takes_parts(known.trace, closure):
         yield Sampler(known.trace, closure, units.units, opposite=True)
     # of few channels, those that remain may lie evenly by luck; an integer may follow a unit that only agrees so far
     few = (takes_parts or closure.products) and any(unit.num_channels <= _FEW for unit in units.units)
-    followed, further = known.integers.followed(closure, units), 0
-    while further < (2 if few else 0) or not sampler.tells_apart(followed):
-        sampler = Sampler(known.trace, closure, units.units, after=sampler, whole=not sampler.tells_apart(followed))
+    followed = known.integers.followed(closure, units)
+    for further in count():
+        apart = sampler.tells_apart(followed)
+        if apart and further >= (2 if few else 0):
+            return
+        sampler = Sampler(known.trace, closure, units.units, after=sampler, whole=not apart)
         yield sampler
-        further += 1
 
 
 def _takes_parts(trace: DenseTrace, closure: Closure) -> bool:

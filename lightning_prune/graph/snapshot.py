@@ -42,7 +42,7 @@ class Snapshot:
         self.attributes = dict(module.__dict__)
         self.objects: list[Any] = []
         hooks = [self.attributes.get(key, _NO_HOOKS) for key in _HOOKS]
-        self._no_hooks: list[dict[Any, Any]] = [] if any(hooks) else hooks  # nearly always
+        self._no_hooks: list[dict[Any, Any]] = [] if any(hooks) else hooks  # which are empty nearly always
         self._contents: dict[str, tuple[Any, Any]] = {}  # attribute -> container, what it held
         left_out = _LEFT_OUT if self._no_hooks else _OWN
         for key, value in self.attributes.items():
