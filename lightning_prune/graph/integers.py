@@ -21,8 +21,8 @@ from lightning_prune.graph.certify import certifies, find_mismatches
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray, Closure
 from lightning_prune.graph.holders import integers_held
-from lightning_prune.graph.known import Element
 from lightning_prune.graph.labels import IntArray
+from lightning_prune.graph.layer_integers import Element
 from lightning_prune.graph.memos import is_own
 from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.partition import Partition

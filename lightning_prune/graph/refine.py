@@ -16,9 +16,9 @@ from lightning_prune.graph.call import Call
 from lightning_prune.graph.channel_graph import UnitSpec
 from lightning_prune.graph.closure import BoolArray, Closure, close
 from lightning_prune.graph.integers import Guess, Integers, Rule
-from lightning_prune.graph.known import known_followers
 from lightning_prune.graph.labels import FIXED, IntArray, is_labelled
 from lightning_prune.graph.lasting import find_doubled, find_lasting, find_vanishing
+from lightning_prune.graph.layer_integers import known_followers
 from lightning_prune.graph.mends import keep_slices, mend
 from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.partition import Layers, Partition, partition
