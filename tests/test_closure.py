@@ -203,6 +203,25 @@ def test_two_factorisations_of_one_axis_agree_on_the_finer() -> None:
     assert alive[flat].tolist() == [True, True, False, False] * 3
 
 
+def test_rows_of_a_grid_over_a_concatenation_agree_with_the_grid_of_a_part() -> None:
+    space = LabelSpace()
+    part, other = space.fresh(12), space.fresh(6)
+    groups, channels = space.split(part, (6, 2))
+    whole = np.concatenate([other, part])
+    heads, inner = space.split(whole, (3, 6))  # the first is of the other part
+    closure = close(space, [], [])
+    outer, low = space.split(inner, (3, 2))
+    assert classes_of(closure, low[1], channels[1]) == [True]
+    dead = np.zeros(closure.count, np.bool_)
+    dead[closure.classes[channels[1]]] = True
+    alive = closure.alive(dead)
+    assert alive[inner].tolist() == [True, False] * 3 and alive[whole].tolist() == [True, False] * 9
+    dead[closure.classes[channels[1]]] = False
+    dead[closure.classes[heads[2]]] = True
+    assert closure.alive(dead)[groups].tolist() == [True] * 3 + [False] * 3
+    assert len(outer) == 3
+
+
 def test_factorisations_that_do_not_nest_stay_as_they_are() -> None:
     space = LabelSpace()
     flat = space.fresh(6)

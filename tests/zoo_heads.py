@@ -103,6 +103,30 @@ class WindowAttention(nn.Module):
         return y.reshape(batch, tokens, -1).roll(self.shift, 1)
 
 
+class MultiScaleAttention(nn.Module):
+    """Linear attention over the heads of an image and of its neighbourhoods, as in EfficientViT.
+
+    The neighbourhoods of each part of each head are a group of a convolution; both images' heads are concatenated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim = 4
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+        self.qkv = nn.Conv2d(8, 36, 1, bias=False)  # three heads of three parts
+        self.near = nn.Conv2d(36, 36, 3, padding=1, groups=36, bias=False)
+        self.mixed = nn.Conv2d(36, 36, 1, groups=9, bias=False)
+        self.out = nn.Conv2d(24, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        qkv = self.qkv(x)
+        both = torch.cat([qkv, self.mixed(self.near(qkv))], 1).reshape(len(x), -1, 3 * self.head_dim, x[0, 0].numel())
+        q, k, v = both.mT.chunk(3, -1)
+        y = q.relu() @ (k.relu().mT @ v)
+        return self.head(x + self.out(y.mT.reshape(len(x), -1, *x.shape[2:])))
+
+
 class TorchAttention(nn.Module):
     """`nn.MultiheadAttention`, tokens first and dense in memory: else torch takes another kernel without gradients."""
 
@@ -138,6 +162,10 @@ def einsum() -> nn.Module:
 
 def windows() -> nn.Module:
     return AttentionModel(WindowAttention())
+
+
+def multi_scale() -> nn.Module:
+    return MultiScaleAttention()
 
 
 def multihead() -> nn.Module:

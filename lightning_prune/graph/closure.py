@@ -5,7 +5,7 @@ All on arrays: connected components over label pairs, then products until nothin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -294,9 +294,28 @@ def _refine_grids(space: LabelSpace, classes: IntArray) -> None:
     by_flat: dict[bytes, list[Product]] = {}
     for product in list(space.products):
         by_flat.setdefault(classes[product.flat].tobytes(), []).append(product)
+    _cut_grids(space, classes, by_flat)
     for group in by_flat.values():
         if len({p.shape for p in group}) > 1:
             _common_refinement(space, group)
+
+
+def _cut_grids(space: LabelSpace, classes: IntArray, by_flat: Mapping[bytes, list[Product]]) -> None:
+    """Rows of a grid over several axes in a row, as heads of a concatenation, are a grid over each of these axes."""
+    starting: dict[int, list[list[Product]]] = {}
+    for group in by_flat.values():
+        starting.setdefault(int(classes[group[0].flat[0]]), []).append(group)
+    for product in [product for group in by_flat.values() for product in group]:
+        heads, *rest = product.axes
+        width, flat = len(product.flat) // len(heads), classes[product.flat]
+        for row, first in enumerate(flat[::width].tolist()):
+            for group in starting.get(first, ()):
+                part = group[0].flat
+                rows = slice(row, row + len(part) // width)
+                is_part = len(part) < len(flat) and len(part) % width == 0
+                if is_part and np.array_equal(flat[row * width :][: len(part)], classes[part]):
+                    space.grid(part, (heads[rows], *rest))
+                    group.append(space.products[-1])
 
 
 def _common_refinement(space: LabelSpace, group: Sequence[Product]) -> None:
