@@ -203,6 +203,18 @@ def test_two_factorisations_of_one_axis_agree_on_the_finer() -> None:
     assert alive[flat].tolist() == [True, True, False, False] * 3
 
 
+def test_what_a_finer_factorisation_splits_is_split_in_turn() -> None:
+    space = LabelSpace()
+    few = space.fresh(6)
+    twice = space.merge((few, space.fresh(2)))
+    flat = space.merge((twice, space.fresh(2)))
+    heads, _ = space.split(flat, (3, 8))
+    closure = close(space, [], [])
+    dead = np.zeros(closure.count, np.bool_)
+    dead[closure.classes[heads[1]]] = True
+    assert closure.alive(dead)[few].tolist() == [True, True, False, False, True, True]
+
+
 def test_rows_of_a_grid_over_a_concatenation_agree_with_the_grid_of_a_part() -> None:
     space = LabelSpace()
     part, other = space.fresh(12), space.fresh(6)

@@ -133,9 +133,12 @@ def close(
     bound = _forest(pairs)
     a, b = _joined([axis for axis, _ in bound]), _joined([other for _, other in bound])
     classes = _components(space.size, a, b)
-    _refine_grids(space, classes)
-    if space.size > len(classes):  # some grids were split
-        classes = _components(space.size, a, b)
+    known = 0
+    while known < len(space.products):
+        known = len(space.products)
+        _refine_grids(space, classes)
+        if space.size > len(classes):  # what was split may be a grid too
+            classes = _components(space.size, a, b)
     products = space.products
     seeds, causes = _joined([a for a, _ in frozen]), _joined([np.full(len(a), r) for a, r in frozen])
     while True:
@@ -315,7 +318,6 @@ def _cut_grids(space: LabelSpace, classes: IntArray, by_flat: Mapping[bytes, lis
                 is_part = len(part) < len(flat) and len(part) % width == 0
                 if is_part and np.array_equal(flat[row * width :][: len(part)], classes[part]):
                     space.grid(part, (heads[rows], *rest))
-                    group.append(space.products[-1])
 
 
 def _common_refinement(space: LabelSpace, group: Sequence[Product]) -> None:

@@ -68,6 +68,7 @@ class LabelSpace:
     _stay: set[int] = field(default_factory=set)  # ids of frozen axes, which `frozen` keeps alive
     _splits: dict[tuple[bytes, tuple[int, ...]], tuple[IntArray, ...]] = field(default_factory=dict)
     _merges: dict[tuple[bytes, ...], IntArray] = field(default_factory=dict)
+    _grids: set[tuple[bytes, ...]] = field(default_factory=set)
 
     def fresh(self, count: int) -> IntArray:
         """Return `count` labels that no axis carries yet."""
@@ -134,7 +135,7 @@ class LabelSpace:
         key = (flat.tobytes(), real)
         if key not in self._splits:
             axes = tuple(self.fresh(n) for n in real)
-            self._remember(Product(flat, axes))
+            self._remember(flat, axes)
         factors = iter(self._splits[key])
         return [next(factors) if n > 1 else ANY for n in shape]
 
@@ -144,16 +145,17 @@ class LabelSpace:
             return axes[0]
         key = tuple(a.tobytes() for a in axes)
         if key not in self._merges:
-            self._remember(Product(self.fresh(math.prod(len(a) for a in axes)), tuple(axes)))
+            self._remember(self.fresh(math.prod(len(a) for a in axes)), tuple(axes))
         return self._merges[key]
 
     def grid(self, flat: IntArray, axes: Sequence[IntArray]) -> None:
         """Record that the flat axis is the grid of these axes, beside what else it is."""
-        known = (p.axes for p in self.products if p.flat is flat and len(p.axes) == len(axes))
-        if not any(all(a is b for a, b in zip(found, axes, strict=True)) for found in known):
+        key = (flat.tobytes(), *(a.tobytes() for a in axes))
+        if key not in self._grids:
+            self._grids.add(key)
             self.products.append(Product(flat, tuple(axes)))
 
-    def _remember(self, product: Product) -> None:
-        self.products.append(product)
-        self._splits.setdefault((product.flat.tobytes(), product.shape), product.axes)
-        self._merges.setdefault(tuple(a.tobytes() for a in product.axes), product.flat)
+    def _remember(self, flat: IntArray, axes: tuple[IntArray, ...]) -> None:
+        self.grid(flat, axes)
+        self._splits.setdefault((flat.tobytes(), tuple(len(a) for a in axes)), axes)
+        self._merges.setdefault(tuple(a.tobytes() for a in axes), flat)
