@@ -227,7 +227,8 @@ def test_rows_of_a_grid_over_a_concatenation_agree_with_the_grid_of_a_part() -> 
     dead = np.zeros(closure.count, np.bool_)
     dead[closure.classes[channels[1]]] = True
     alive = closure.alive(dead)
-    assert alive[inner].tolist() == [True, False] * 3 and alive[whole].tolist() == [True, False] * 9
+    assert alive[inner].tolist() == [True, False] * 3
+    assert alive[whole].tolist() == [True, False] * 9
     dead[closure.classes[channels[1]]] = False
     dead[closure.classes[heads[2]]] = True
     assert closure.alive(dead)[groups].tolist() == [True] * 3 + [False] * 3

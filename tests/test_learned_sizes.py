@@ -336,6 +336,30 @@ def test_places_that_are_worked_out_of_several_numbers_follow(layer: type[Fused]
     assert_cut_as_certified(model, mutator, x)
 
 
+class Multiple(nn.Module):
+    """Attention whose values have twice the channels of queries and keys, as a number says (as in LeViT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.ratio = 3, 5, 2
+        self.enter, self.leave = nn.Linear(width, 3 * 4 * 5), nn.Linear(3 * 2 * 5, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = self.head_dim, self.head_dim, self.ratio * self.head_dim
+        parts = self.enter(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k, v = parts.split(sizes, -1)
+        made: Tensor = self.leave(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return x + made
+
+
+def test_what_is_a_multiple_of_a_size_that_is_kept_goes_with_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 22), *(Multiple(22) for _ in range(2)), nn.Linear(22, 7))
+    model, mutator, x = prepared(model, 2, 6, 4)
+    found = sorted((unit.axis, unit.num_channels) for unit in mutator.units)
+    assert found == [("channels", 22), *[("head_dim", 5)] * 2, *[("heads", 3)] * 2]
+    assert_cut_as_certified(model, mutator, x)
+
+
 class Modulated(nn.Module):
     """Makes two copies of the width and three gates at once, and takes them apart by the width of its input."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 
 from lightning_prune.graph import certify, integers
 from lightning_prune.graph.analyze import analyze
+from lightning_prune.graph.axes import AxisTable
 from lightning_prune.graph.channel_graph import ChannelGraph, UnitSpec
 from lightning_prune.graph.mismatch import Mismatch
+from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.sampler import Sampler
 from lightning_prune.mutator import ChannelMutator
 from tests.models import build
-from tests.test_learned_sizes import Separate
+from tests.test_learned_sizes import Fused, Separate
 
 Run = tuple[str, bytes, frozenset[Any]]
 
@@ -132,6 +135,26 @@ def test_widths_that_are_divided_among_heads_are_bound_in_all_stages_at_once(run
         *(("heads", 3), ("heads", 4), ("heads", 7)),
     ]
     assert len(runs) <= 2 + 5
+
+
+@pytest.mark.parametrize("keys", [2, 4])
+@pytest.mark.parametrize("layers", [1, 4])
+def test_a_place_worked_out_of_several_numbers_takes_few_runs(runs: list[Run], layers: int, keys: int) -> None:
+    heads = [Fused(SimpleNamespace(num_heads=4, num_keys=keys)) for _ in range(layers)]
+    mutator = prepared(nn.Sequential(nn.Linear(5, 20), *heads, nn.Linear(20, 3)), 2, 7, 5)
+    assert len(mutator.units) == 2 * layers + 1
+    assert len(runs) <= 5 + 4  # cut apart where there is nothing left, which tells no size; then the samples
+
+
+def test_an_integer_follows_no_axis_of_a_twin_of_the_module_around_it() -> None:
+    model = nn.Sequential(nn.Linear(5, 48), *(nn.Sequential(Separate(48, 6, 8)) for _ in range(3)), nn.Linear(48, 3))
+    graph, trace = analyze(model, (torch.randn(2, 6, 5),), {})
+    heads = [unit for unit in graph.units if unit.axis == "heads"]
+    alive = graph.alive({unit.name: list(range(k + 2)) for k, unit in enumerate(heads)})
+    table = AxisTable(trace, graph.closure, Partition(graph.units, graph.owner, graph.channel))
+    for k in range(3):
+        assert [int(alive[axis].sum()) for axis in table.changed(f"{k + 1}.0", 6, alive)] == [k + 2]
+    assert len([*table.changed("4", 6, alive)]) == 3  # a layer like none of them may
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ ZOO: dict[str, Case] = {
         shapes=((8, 7),),
         larger=((12, 7),),
     ),
-    # 36 = 3 heads x 3 parts x 4: a head is three groups, of the image and of its neighbourhoods, and all have one width.
+    # 36 = 3 heads x 3 parts x 4: a head is three groups, of the image and of its neighbourhoods; all have one width.
     "multi_scale": Case(
         heads.multi_scale,
         {"stem_(0, 8)_out_2_in_2": 8, "qkv_(0, 36)_out_3_in_3_groups": 3, "qkv_(0, 36)_out_3_in_3_head_dim": 4},

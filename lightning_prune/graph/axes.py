@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
+from math import prod
 
 import numpy as np
 
 from lightning_prune.graph.channel_graph import UnitSpec, unit_sets
 from lightning_prune.graph.closure import BoolArray, Closure, Strand
-from lightning_prune.graph.labels import IntArray, is_labelled
+from lightning_prune.graph.labels import IntArray, Product, is_labelled
 from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.trace import DenseTrace
 
@@ -47,6 +49,7 @@ class AxisTable:
 
     def __init__(self, trace: DenseTrace, closure: Closure, units: Partition) -> None:
         self.closure, self.units = closure, units
+        self._grids: dict[Strand, list[Product]] = {}
         inner = self._inner_axes(trace)
         self._by_size: dict[int, list[tuple[str, int, IntArray]]] = {}
         self._ranks: dict[str, int] = {}
@@ -61,6 +64,7 @@ class AxisTable:
                 ordinal += 1
         parts = (tensor.split(".") for tensor, rank in self._ranks.items() if rank)
         self._homes = {".".join(names[:k]) for names in parts for k in range(len(names))}
+        self._classes = {name: type(module) for name, module in trace.sandbox.model.named_modules()}
         self._sets: dict[int, frozenset[tuple[int, ...]]] = {}
         self._found: dict[tuple[str, int, View], IntArray | None] = {}
 
@@ -68,6 +72,7 @@ class AxisTable:
         """Return for each axis the factors of its grids, and the parts that some op cuts it into."""
         inner: dict[Strand, dict[Strand, IntArray]] = {}
         for product in self.closure.products:
+            self._grids.setdefault(self.key(product.flat), []).append(product)
             inner.setdefault(self.key(product.flat), {}).update((self.key(a), a) for a in product.axes)
         for event in (e for events in trace.events.values() for e in events if e.entry.index and len(e.in_axes) == 1):
             for dim, axis in enumerate(event.in_axes[0]):
@@ -122,11 +127,36 @@ class AxisTable:
         sized = self._by_size.get(size, ())
         for inside in (True, False):
             for tensor, _, axis in sized:
-                if tensor.startswith(prefix) is inside:
+                if tensor.startswith(prefix) is inside and (inside or not self._is_twins(module, tensor)):
                     living = int(np.count_nonzero(alive[axis]))
                     if living not in seen:
                         seen.add(living)
                         yield axis
+
+    def _is_twins(self, module: str, tensor: str) -> bool:
+        """Return whether a tensor is beside a module, in one like that which the module is in: each has its own."""
+        around = [*takewhile(lambda pair: pair[0] == pair[1], zip(module.split("."), tensor.split("."), strict=False))]
+        own, other = (".".join(path.split(".")[: len(around) + 1]) for path in (module, tensor))
+        return own != other and self._classes.get(own) is self._classes.get(other)
+
+    def factors(self, labels: IntArray, alive: BoolArray) -> Iterator[IntArray]:
+        """Yield the axes of the grids that an axis is, of those whose length changes."""
+        for product in self._grids.get(self.key(labels), ()):
+            yield from (axis for axis in product.axes if not alive[axis].all())
+
+    def stale(self, labels: IntArray, met: int, alive: BoolArray) -> Iterator[IntArray]:
+        """Yield the factors of a grid whose old size explains how long it came out: what else it is made of is right.
+
+        Args:
+            labels: The axis.
+            met: How long it came out.
+            alive: Per label, whether it lives.
+        """
+        for product in self._grids.get(self.key(labels), ()):
+            living = [int(np.count_nonzero(alive[axis])) for axis in product.axes]
+            for axis, left in zip(product.axes, living, strict=True):
+                if left != len(axis) and met * left == prod(living) * len(axis):
+                    yield axis
 
     def unit_of(self, labels: IntArray) -> UnitSpec | None:
         """Return the unit that every position of an axis lives by, and no other; None where there is none."""

@@ -11,6 +11,7 @@ run finds all places that disagree.
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import FrameType
@@ -32,12 +33,13 @@ from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry
 from lightning_prune.graph.scales import Scales, ratio_of, scale_of
 from lightning_prune.graph.trace import DenseTrace, Event
-from lightning_prune.graph.walk import Walk, identity, name_tensor
+from lightning_prune.graph.walk import ALIAS, Walk, identity, name_tensor
 
 __all__ = ["certifies", "find_mismatches", "run_lockstep"]
 
 _MOST = 300  # mismatches of one run; more of them teach nothing new
 _EXACT, _SINGLE = 1e-9, 1e-6  # relative: how well numbers of Python agree, and those in tensors of float32
+_SLICE = "aten::slice"
 Scaled = Mapping[int, Any]  # step -> scalars
 
 
@@ -51,6 +53,7 @@ class Lockstep(Walk):
         mode: The mode of fake tensors, None when the run is on real ones.
         patient: Collect mismatches and go on; on real tensors the first one always ends the run.
         scales: Step -> scalars that an op may have instead of the dense ones; None to work out which those are.
+        aliases: How often the dense program aliased which value before which op.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class Lockstep(Walk):
         results: Results | None,
         patient: bool = False,
         scales: Scaled | None = None,
+        aliases: Mapping[Any, int] | None = None,
     ) -> None:
         super().__init__(rules, results)
+        self.aliases, self._aliased = Counter(aliases), Counter[Any]()
         self.events = events
         self.alive = alive
         self.patient = patient and results is not None
@@ -76,8 +81,20 @@ class Lockstep(Walk):
         self._given = scales
         self.scaled: dict[int, Any] = {}  # step -> scalars that may differ from the dense ones
 
-    def carry(self, source: Tensor, out: Tensor) -> None:
-        """The identity is carried already."""
+    def carry(self, name: str, source: Tensor, out: Tensor) -> Tensor:
+        """The identity is carried already; an alias that is new is a slice that takes all, which torch leaves out."""
+        if name != ALIAS or self.count >= len(self.events):
+            return out
+        event, value = self.events[self.count], identity(source)
+        self._aliased[self.count, value] += 1
+        is_new = self._aliased[self.count, value] > self.aliases[self.count, value]
+        if not is_new or event.name != _SLICE or event.inputs != (value,):
+            return out
+        cut = [b for a, b in zip(event.in_axes[0], event.out_axes[0], strict=True) if is_labelled(b) and a is not b]
+        out = self._disagree(self._mismatch(event, "it takes all there is", [(None, axis) for axis in cut]), out)
+        name_tensor(out, (self.count, 0))
+        self.count += 1
+        return out
 
     def rescue(self, name: str, args: Mapping[str, Any], inputs: tuple[Any, ...], error: Exception) -> Any:
         """Take an op that failed for one with the right result, if it is the right op."""
@@ -337,7 +354,8 @@ def _run(
         args, kwargs = trace.sandbox.inputs(trace.train_inputs if doubled else (trace.args, trace.kwargs))
         for k, tensor in enumerate(tensors_in((args, kwargs))):
             name_tensor(tensor, f"input {k}")
-    watch = Lockstep(trace.events[mode], alive, trace.rules, trace.sandbox.results, patient, scales)
+    results, aliases = trace.sandbox.results, trace.aliases.get(mode)
+    watch = Lockstep(trace.events[mode], alive, trace.rules, results, patient, scales, aliases)
     forward, attributes = partial(model, *args, **kwargs), pruned_integers(trace, alive, followers)
     try:
         for follower in followers:

@@ -1,16 +1,18 @@
-"""Ints that a module reads from a dict or a config object which it holds."""
+"""Ints that a module keeps: in its attributes, in tuples and lists there, in a dict or a config object."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from types import CodeType, FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-__all__ = ["integers_held", "is_holder"]
+__all__ = ["Element", "integer_of", "integers_of", "is_holder"]
 
+Element = int | str | None  # index into a tuple or list, key of a dict, attribute of an object; None for an int itself
 _MENTIONED: WeakKeyDictionary[type[nn.Module], frozenset[str]] = WeakKeyDictionary()
 
 
@@ -21,7 +23,40 @@ def is_holder(value: Any) -> bool:
     return hasattr(value, "__dict__") and not isinstance(value, (nn.Module, Tensor, type)) and not callable(value)
 
 
-def integers_held(cls: type[nn.Module], attribute: str, value: Any) -> Iterator[tuple[str, int]]:
+def integer_of(module: nn.Module, attribute: str, element: Element) -> int | None:
+    """Return an int above 1 that a module keeps, alone or in a tuple or list; None where it keeps none there."""
+    held = module.__dict__.get(attribute)
+    own = _kept(held)
+    kept = _integers_held(type(module), attribute, held) if own is None else own
+    return next((value for e, value in kept if e == element and value > 1), None)
+
+
+def integers_of(module: nn.Module) -> Iterator[tuple[str, Element, int]]:
+    """Yield `(attribute, element, value)` of the ints above 1 that a module keeps, its own before those of a config."""
+    inner: list[tuple[str, Element, int]] = []
+    for attribute, value in list(module.__dict__.items()):
+        if attribute.startswith("_"):
+            continue
+        kept = _kept(value)
+        if kept is None:
+            inner += ((attribute, key, v) for key, v in _integers_held(type(module), attribute, value) if v > 1)
+        else:
+            yield from ((attribute, element, v) for element, v in kept if v > 1)
+    yield from inner
+
+
+def _kept(value: Any) -> list[tuple[Element, int]] | None:
+    """Return the ints that an attribute holds itself, None where it is to be looked into."""
+    if isinstance(value, bool):
+        return []
+    if isinstance(value, Integral):  # NumPy's too
+        return [(None, int(value))]
+    if isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
+        return list(enumerate(value))
+    return None
+
+
+def _integers_held(cls: type[nn.Module], attribute: str, value: Any) -> Iterator[tuple[str, int]]:
     """Yield `(key, int)` of a dict or config object, if the code of the class speaks of the key.
 
     Ints that it holds in a list or tuple have their place behind the key: `sizes.3`.

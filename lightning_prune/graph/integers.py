@@ -6,11 +6,10 @@ the failing stack that equals an old size is set to the new one; what then gets 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,8 @@ from lightning_prune.graph.axes import AxisTable, View
 from lightning_prune.graph.certify import certifies, find_mismatches
 from lightning_prune.graph.channel_graph import Follower
 from lightning_prune.graph.closure import BoolArray, Closure
-from lightning_prune.graph.holders import integers_held
+from lightning_prune.graph.holders import Element, integer_of, integers_of
 from lightning_prune.graph.labels import IntArray
-from lightning_prune.graph.layer_integers import Element
 from lightning_prune.graph.memos import is_own
 from lightning_prune.graph.mismatch import Mismatch
 from lightning_prune.graph.partition import Partition
@@ -30,6 +28,7 @@ from lightning_prune.graph.trace import DenseTrace
 
 __all__ = ["Guess", "Integers"]
 
+Place = tuple[Mismatch, IntArray | None]  # an op that was wrong, and along which axis
 Candidate = tuple[str, str, Element, IntArray]  # module, attribute, element, the axis it may follow
 _ROUNDS = 24  # a model whose integers need more tries than this for one structure is frozen instead
 _NEAR = 3  # so many modules up the stack are searched for integers that an expression may have been made of
@@ -157,23 +156,54 @@ class Integers:
 
         axes, before = self.axes(closure, units), list(self.learned)
         left, guessed = failures(self.learned), set() if guessed is None else guessed
+        failed: set[tuple[Rule, str]] = set()
         for _ in range(_ROUNDS):
             followers = self.followers(closure, units)
             proposals = self._propose(axes, alive, left, followers, guessed, guess) if left else {}
             if not proposals:
                 break
             after = failures([*self.learned, *proposals])
-            good = [rule for rule, (mismatch, labels) in proposals.items() if _is_mended(mismatch, labels, after)]
+            good = [rule for rule, places in proposals.items() if any(_is_mended(*place, after) for place in places)]
+            if not good and guess is not Guess.NONE and len(proposals) == 1:
+                good, after = self._completed(closure, units, alive, modes, proposals, after)
             self.learned += good
-            if good and guess is Guess.ANY:
-                guessed.clear()  # what did not help alone may help now
-            left = after if len(good) == len(proposals) else failures(self.learned) if good else left
+            failed |= {(rule, m.op) for rule, places in proposals.items() if rule not in good for m, _ in places}
+            if good:  # what did not help alone may help now
+                self._tried -= failed
+                failed.clear()
+                guessed.clear()
+            left = after if len(good) >= len(proposals) else failures(self.learned) if good else left
         fresh = self.learned[len(before) :]
         for rule in fresh if not left and len(fresh) > 1 else ():  # keep only what is needed
             fewer = [r for r in self.learned if r is not rule]
             if self._certifies(alive, self.followers(closure, units, fewer), modes):
                 self.learned = fewer
         return left
+
+    def _completed(
+        self,
+        closure: Closure,
+        units: Partition,
+        alive: BoolArray,
+        modes: Sequence[str] | None,
+        guessed: Mapping[Rule, list[Place]],
+        after: list[Mismatch],
+    ) -> tuple[list[Rule], list[Mismatch]]:
+        """Return a guess with what mends its op beside it, and what is left then: two integers of one expression."""
+        ((rule, ((mismatch, _), *_)),) = guessed.items()
+        before, tried = list(self.learned), set(self._tried)
+        axes = self.axes(closure, units)
+        if not any(wrong.step == mismatch.step for wrong, *_ in self._wrong(axes, alive, after)):
+            return [], after
+        self.learned.append(rule)
+        left = self.learn(closure, units, alive, modes)
+        found, self.learned = [r for r in self.learned if r not in before], before
+        alone = [r for r in found if r is not rule]
+        if rule in found and alone and _is_mended(mismatch, None, left):
+            without = self._find(alive, self.followers(closure, units, [*before, *alone]), modes)
+            return (alone, without) if _is_mended(mismatch, None, without) else (found, left)
+        self._tried = tried
+        return [], after
 
     def relearn(
         self,
@@ -236,23 +266,33 @@ class Integers:
         followers: Sequence[Follower],
         guessed: set[tuple[Rule, str]],
         guess: Guess,
-    ) -> dict[Rule, tuple[Mismatch, IntArray | None]]:
-        """Return untried rules with what they are to mend: for each axis known to be wrong one, else one guess."""
+    ) -> dict[Rule, list[Place]]:
+        """Return untried rules with what they may mend: for each axis known to be wrong one, else one guess."""
         taken = {(f.module, f.attribute, f.element) for f in followers}
-        proposals: dict[Rule, tuple[Mismatch, IntArray | None]] = {}
-        wrong = [(m, labels) for m in mismatches for met, labels in m.axes if met == len(labels)]
-        for mismatch, wanted in wrong:
-            rule = self._first(axes, mismatch, self._exact(mismatch, wanted), taken, self._tried, proposals)
+        proposals: dict[Rule, list[Place]] = {}
+        for mismatch, labels, stale in self._wrong(axes, alive, mismatches):
+            rule = self._first(axes, mismatch, self._exact(mismatch, stale), taken, self._tried, proposals)
             if rule is not None:
-                proposals[rule] = (mismatch, wanted)
+                proposals.setdefault(rule, []).append((mismatch, labels))
         # a guess beside others could pass for what they mend
         for mismatch in mismatches if guess is not Guess.NONE and not proposals else ():
             is_stale = all(met in (None, len(labels)) for met, labels in mismatch.axes)
             if mismatch.is_size and (is_stale or guess is Guess.ANY):
                 rule = self._first(axes, mismatch, self._guesses(axes, alive, mismatch), taken, guessed)
                 if rule is not None:
-                    return {rule: (mismatch, None)}
+                    return {rule: [(mismatch, None)]}
         return proposals
+
+    def _wrong(
+        self, axes: AxisTable, alive: BoolArray, mismatches: Sequence[Mismatch]
+    ) -> Iterator[tuple[Mismatch, IntArray, IntArray]]:
+        """Yield the axes that are wrong, with what has its old size still: themselves, or a factor of them."""
+        for mismatch in mismatches:
+            for met, labels in mismatch.axes:
+                if met == len(labels):
+                    yield mismatch, labels, labels
+                elif met is not None:
+                    yield from ((mismatch, labels, stale) for stale in axes.stale(labels, met, alive))
 
     def _first(
         self,
@@ -264,20 +304,20 @@ class Integers:
         proposed: Collection[Rule] = (),
     ) -> Rule | None:
         """Return the first rule that has not been tried for such an op, if no integer of them is proposed already."""
-        place = mismatch.event.name if mismatch.event else ""
         found = []
         for name, attribute, element, labels in candidates:
             view = axes.view(name, labels)
             rule = Rule(type(self._modules[name]), attribute, element, view)
             found.append((rule, name, attribute, element, labels, view))
-        once = {(rule.owner, rule.attribute, rule.element) for rule in proposed}
-        if any((rule.owner, rule.attribute, rule.element) in once for rule, *_ in found):
-            return None  # an integer follows one axis: this may be the one that mends it
+        once = {(rule.owner, rule.attribute, rule.element): rule for rule in proposed}
+        for rule, *_ in found:
+            if (rule.owner, rule.attribute, rule.element) in once:  # an integer follows one axis: this may be it
+                return rule if rule in proposed else None
         for rule, name, attribute, element, labels, view in found:
-            is_new = (name, attribute, element) not in taken and (rule, place) not in tried
+            is_new = (name, attribute, element) not in taken and (rule, mismatch.op) not in tried
             is_only = is_new and axes.find(name, len(labels), view) is not None  # of its kind from here
             if is_only and rule not in self._refuted:
-                tried.add((rule, place))
+                tried.add((rule, mismatch.op))
                 return rule
         return None
 
@@ -296,6 +336,9 @@ class Integers:
 
     def _guesses(self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> Iterator[Candidate]:
         """Yield the integers nearby that are as large as any axis was: an expression may have been made of them."""
+        for _, labels in mismatch.axes:
+            for factor in axes.factors(labels, alive):
+                yield from self._exact(mismatch, factor)
         named = [(self._names[id(m)], m) for m in mismatch.modules if id(m) in self._names]
         for name, module in named[:_NEAR]:
             for attribute, element, value in self._read_integers(module):
@@ -326,36 +369,3 @@ def _is_mended(mismatch: Mismatch, labels: IntArray | None, after: Sequence[Mism
         if later.fatal:
             return False
     return True
-
-
-def integer_of(module: nn.Module, attribute: str, element: Element) -> int | None:
-    """Return an int above 1 that a module keeps, alone or in a tuple or list; None where it keeps none there."""
-    held = module.__dict__.get(attribute)
-    own = _kept(held)
-    kept = integers_held(type(module), attribute, held) if own is None else own
-    return next((value for e, value in kept if e == element and value > 1), None)
-
-
-def integers_of(module: nn.Module) -> Iterator[tuple[str, Element, int]]:
-    """Yield `(attribute, element, value)` of the ints above 1 that a module keeps, its own before those of a config."""
-    inner: list[tuple[str, Element, int]] = []
-    for attribute, value in list(module.__dict__.items()):
-        if attribute.startswith("_"):
-            continue
-        kept = _kept(value)
-        if kept is None:
-            inner += ((attribute, key, v) for key, v in integers_held(type(module), attribute, value) if v > 1)
-        else:
-            yield from ((attribute, element, v) for element, v in kept if v > 1)
-    yield from inner
-
-
-def _kept(value: Any) -> list[tuple[Element, int]] | None:
-    """Return the ints that an attribute holds itself, None where it is to be looked into."""
-    if isinstance(value, bool):
-        return []
-    if isinstance(value, Integral):  # NumPy's too
-        return [(None, int(value))]
-    if isinstance(value, (tuple, list)) and value and all(type(v) is int for v in value):
-        return list(enumerate(value))
-    return None

@@ -9,13 +9,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_prune.graph.channel_graph import Follower
+from lightning_prune.graph.holders import Element
 from lightning_prune.graph.labels import Axis, LabelSpace, is_labelled
 from lightning_prune.graph.made import weight_of
 from lightning_prune.graph.trace import DenseTrace
 
-__all__ = ["Element", "known_followers"]
-
-Element = int | str | None  # index into a tuple or list, key of a dict, attribute of an object; None for an int itself
+__all__ = ["known_followers"]
 
 _NAMES = {  # of torch's plain layers: int -> axis of the weight
     "out_features": 0,

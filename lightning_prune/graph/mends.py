@@ -53,7 +53,7 @@ def mend(
     Returns:
         Whether anything was bound.
     """
-    kinds = (_bind_followed,) if surely else (_bind_parts, _bind_followed, _bind_nearby, _bind_quotient)
+    kinds = (_bind_followed,) if surely else (_bind_parts, _bind_followed, _bind_multiple, _bind_nearby, _bind_quotient)
     return _mend(known, axes, alive, mismatches, kinds)
 
 
@@ -174,6 +174,21 @@ def _bind_quotient(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
             cut = np.count_nonzero(alive[grid.flat])
             if fits and (cut == len(grid.flat) or (len(fits) == 1 and cut // divisor != met)):
                 known.pairs.append((fits[0], grid.flat))
+                return True
+    return False
+
+
+def _bind_multiple(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
+    """An axis that came out as so many times another one as it is of old consists of that one: `ratio * self.key_dim`.
+
+    Integers follow the other one; the axis loses the same channels in each part.
+    """
+    for met, labels in _wrong(mismatch):
+        for axis in known.followed(mismatch):
+            times, rest = divmod(len(labels), len(axis))
+            of_units = axes.unit_of(labels) is not None and axes.unit_of(axis) is not None
+            if of_units and times > 1 and not rest and met == times * int(np.count_nonzero(alive[axis])):
+                known.pairs.append((labels, np.tile(axis, times)))
                 return True
     return False
 

@@ -41,3 +41,8 @@ class Mismatch(Exception):  # noqa: N818  # a finding that refinement works with
         self.modules: list[nn.Module] = []
         self.fatal = True
         self.is_size = is_size
+
+    @property
+    def op(self) -> str:
+        """Name of the dense op, "" where there is none."""
+        return self.event.name if self.event else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ from lightning_prune.graph.results import Results
 from lightning_prune.graph.rules import RuleEntry, check_rules
 from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.sandbox import Sandbox
-from lightning_prune.graph.walk import UNKNOWN, Walk, name_tensor
+from lightning_prune.graph.walk import ALIAS, UNKNOWN, Walk, identity, name_tensor
 from lightning_prune.graph.zeros import copy_zeroed, mark_zeroed, spread_zeros
 
 __all__ = ["DenseTrace", "Event", "trace_model"]
@@ -59,13 +60,16 @@ class Recorder(Walk):
         self.outside = outside
         self.memory = Memory()
         self.events: list[Event] = []
+        self.aliases: Counter[Any] = Counter()
         self.read: set[Any] = set()
         self.leaked: dict[str, str] = {}
         self.parameters: Mapping[str, int] = {}  # name -> the memory it lies in
         self.unknown: dict[str, int] = {}
 
-    def carry(self, source: Tensor, out: Tensor) -> None:
+    def carry(self, name: str, source: Tensor, out: Tensor) -> Tensor:
         """Copies have the axes of their source."""
+        if name == ALIAS:
+            self.aliases[self.count, identity(source)] += 1
         self._notice(source)
         set_axes(out, axes_of(source))
         self.memory.watch(out, axes_of(out))
@@ -74,6 +78,7 @@ class Recorder(Walk):
         copy_unread(source, out)
         if is_weight(source):
             mark_weight(out)
+        return out
 
     def visit(
         self, name: str, entry: RuleEntry, args: Mapping[str, Any], inputs: tuple[Any, ...], out: Any, before: Any
@@ -152,6 +157,7 @@ class DenseTrace:
         space: The labels.
         axes: Tensor name -> its axes.
         events: Mode ("eval", "train") -> log; train mode only where it may run other ops.
+        aliases: Mode -> number of the op that comes next, and value -> how often it was aliased there.
         out_shapes: Mode -> shapes of the model's outputs.
         read: Names of the parameters and buffers that some op read.
         unknown: Op without a rule -> how often it was met.
@@ -169,6 +175,7 @@ class DenseTrace:
     space: LabelSpace = field(default_factory=LabelSpace)
     axes: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
     events: dict[str, list[Event]] = field(default_factory=dict)
+    aliases: dict[str, Counter[Any]] = field(default_factory=dict)
     out_shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     unknown: dict[str, int] = field(default_factory=dict)
@@ -342,7 +349,7 @@ def _record(trace: DenseTrace, mode: str, args: Any = None, kwargs: Any = None) 
             trace.space.freeze(axis, "model output")
     around = [(a, why) for n, why in recorder.leaked.items() for a in trace.axes.get(n, ()) if is_labelled(a)]
     trace.space.frozen[before[1] : before[1]] = around  # before all that follows from it: the first reason is told
-    trace.events[mode] = recorder.events
+    trace.events[mode], trace.aliases[mode] = recorder.events, recorder.aliases
     trace.out_shapes[mode] = [tuple(t.shape) for t in outputs]
     trace.read |= {name for name in recorder.read if isinstance(name, str)}
     for name, count in recorder.unknown.items():

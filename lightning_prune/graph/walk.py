@@ -20,10 +20,11 @@ from lightning_prune.graph.rules.indexing import unknown
 from lightning_prune.graph.rules.pointwise import pointwise
 from lightning_prune.graph.shortcuts import shortcut
 
-__all__ = ["UNKNOWN", "Walk", "identity", "name_tensor"]
+__all__ = ["ALIAS", "UNKNOWN", "Walk", "identity", "name_tensor"]
 
 # identities that a layout may or may not need: no event, the result is the same value
 _TRANSPARENT = frozenset(f"aten::{n}" for n in ("contiguous", "clone", "alias", "detach", "lift_fresh", "lift"))
+ALIAS = "aten::alias"
 _RESHAPES_SELF = frozenset(f"aten::{n}" for n in ("squeeze_", "unsqueeze_", "transpose_", "t_"))
 _IDENTITY = "_lightning_prune_identity"
 _LARGEST_CONSTANT = 1_000_000  # elements; larger ones are told apart by shape alone
@@ -80,7 +81,7 @@ class Walk(TorchDispatchMode):
         if name in _TRANSPARENT:
             if out is not args[0]:
                 setattr(out, _IDENTITY, identity(self.stand_ins.get(id(args[0]), args[0])))
-                self.carry(args[0], out)
+                return self.carry(name, args[0], out)
             return out
         return self._seen(name, entry, named, inputs, out, before)
 
@@ -146,8 +147,8 @@ class Walk(TorchDispatchMode):
         """Return what an op that failed is to be taken for."""
         raise error
 
-    def carry(self, source: Tensor, out: Tensor) -> None:
-        """Hand the knowledge about a tensor on to its copy."""
+    def carry(self, name: str, source: Tensor, out: Tensor) -> Tensor:
+        """Hand the knowledge about a tensor on to its copy; return the copy, or what it is to be taken for."""
         raise NotImplementedError(f"{type(self).__name__} must say how a copy is seen")
 
     def visit(
