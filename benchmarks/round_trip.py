@@ -32,12 +32,11 @@ from lightning_prune import ChannelMutator, export_onnx, export_program, export_
 from lightning_prune.errors import ExportError
 from lightning_prune.export.onnx import feed, open_session
 from lightning_prune.export.verify import tensors_of
-from tests.compare import outputs
+from tests.compare import calibrate_, outputs
 from tests.models import QUICK_TORCHVISION, build, import_torchvision
 from tests.zoo import ZOO
 
 TOLERANCE = 1e-4  # of the greatest output, float32
-LARGEST = 1e12  # output of a network without training
 LARGER = 1.02  # a file at most, than that of the network built narrow
 ATTENTION_CODE = 8 * 1024  # bytes more, for each attention that is written otherwise by hand
 LIMIT_S = 900
@@ -65,25 +64,8 @@ def make(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     if library == "zoo":
         return ZOO[own].make().eval(), ZOO[own].inputs()
     model, args, _ = build(name)
-    if float(outputs(model.eval(), args)[0].abs().max()) > LARGEST:
-        calibrate_(model, args)
+    calibrate_(model.eval(), args)
     return model, args
-
-
-@torch.no_grad()
-def calibrate_(model: nn.Module, args: Sequence[Any]) -> None:
-    """Give norms the statistics of their inputs: without training those of a deep network grow from block to block.
-
-    Of outputs of 1e13, as of `efficientnet_v2_l`, no comparison of rounded numbers says anything.
-    """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.train()
-    model(*args)
-    for norm in norms:
-        norm.momentum = 0.1
-    model.eval()
 
 
 def halved(name: str) -> tuple[nn.Module, tuple[Any, ...]]:

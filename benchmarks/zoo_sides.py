@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from benchmarks import torch_pruning_settings
-from tests.compare import macs_of, outputs, zeroed_outputs
+from tests.compare import calibrate_, macs_of, outputs, zeroed_outputs
 from tests.examine import as_double, measured, ties_of
 from tests.models import build
 
@@ -92,7 +92,6 @@ def check_torch_pruning(name: str, full: bool) -> Record:
         full: On an image of full size.
     """
     model, args, kwargs = _double(*build(name, full))
-    model.eval()
     before, ties, dense, scales = _size(model), ties_of(model), *_results(model, args, kwargs)
     twin = copy.deepcopy(model)
     macs = _macs(twin, args, kwargs)
@@ -190,12 +189,14 @@ def recorded_scales() -> Iterator[list[float]]:
 
 
 def _double(model: nn.Module, args: Any, kwargs: Any) -> tuple[nn.Module, Any, Any]:
-    """Return model and inputs in float64, where no two entries of a parameter are equal."""
+    """Return model, in eval mode, and inputs in float64, where no two entries of a parameter are equal."""
     model.double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= 1 + 1e-3 * torch.rand_like(parameter)
-    return model, *tree_map(as_double, (args, kwargs))
+    args, kwargs = tree_map(as_double, (args, kwargs))
+    calibrate_(model.eval(), args, **kwargs)
+    return model, args, kwargs
 
 
 def _size(model: nn.Module) -> int:

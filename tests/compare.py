@@ -21,6 +21,8 @@ from lightning_prune.units import MutableChannelUnit
 
 DIRECTIONS = ("original1", "weight_v")  # of weight norm: without a direction that is 0; its length becomes 0 instead
 
+LARGEST = 1e12  # output of a network without training that can be compared
+
 
 def double(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x.double() if x.is_floating_point() else x for x in inputs)
@@ -79,6 +81,30 @@ def zeroed_outputs(model: nn.Module, inputs: Sequence[Tensor], *, train: bool = 
                         parameter.index_fill_(dim, removed.nonzero().flatten(), 0.0)
     with static_view(dense):
         return outputs(dense, inputs, train=train, **keywords)
+
+
+@torch.no_grad()
+def calibrate_(model: nn.Module, inputs: Sequence[Tensor], **keywords: Any) -> None:
+    """Give the norms of a network whose outputs are too large to compare the statistics of their inputs.
+
+    Without training those of a deep network grow from block to block: of outputs of 1e13, as of `efficientnet_v2_l`, no
+    comparison of rounded numbers says anything.
+
+    Args:
+        model: In eval mode.
+        inputs: What to call it on.
+        keywords: The same by name.
+    """
+    if max(float(t.abs().max()) for t in outputs(model, inputs, **keywords) if t.numel()) < LARGEST:
+        return
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    model(*inputs, **keywords)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
 
 
 def macs_of(model: nn.Module, inputs: Sequence[Tensor], **keywords: Any) -> int:
