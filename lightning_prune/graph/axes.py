@@ -139,11 +139,6 @@ class AxisTable:
         own, other = (".".join(path.split(".")[: len(around) + 1]) for path in (module, tensor))
         return own != other and self._classes.get(own) is self._classes.get(other)
 
-    def factors(self, labels: IntArray, alive: BoolArray) -> Iterator[IntArray]:
-        """Yield the axes of the grids that an axis is, of those whose length changes."""
-        for product in self._grids.get(self.key(labels), ()):
-            yield from (axis for axis in product.axes if not alive[axis].all())
-
     def stale(self, labels: IntArray, met: int, alive: BoolArray) -> Iterator[IntArray]:
         """Yield the factors of a grid whose old size explains how long it came out: what else it is made of is right.
 

@@ -6,7 +6,7 @@ the failing stack that equals an old size is set to the new one; what then gets 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
@@ -164,46 +164,19 @@ class Integers:
                 break
             after = failures([*self.learned, *proposals])
             good = [rule for rule, places in proposals.items() if any(_is_mended(*place, after) for place in places)]
-            if not good and guess is not Guess.NONE and len(proposals) == 1:
-                good, after = self._completed(closure, units, alive, modes, proposals, after)
             self.learned += good
             failed |= {(rule, m.op) for rule, places in proposals.items() if rule not in good for m, _ in places}
             if good:  # what did not help alone may help now
                 self._tried -= failed
                 failed.clear()
                 guessed.clear()
-            left = after if len(good) >= len(proposals) else failures(self.learned) if good else left
+            left = after if len(good) == len(proposals) else failures(self.learned) if good else left
         fresh = self.learned[len(before) :]
         for rule in fresh if not left and len(fresh) > 1 else ():  # keep only what is needed
             fewer = [r for r in self.learned if r is not rule]
             if self._certifies(alive, self.followers(closure, units, fewer), modes):
                 self.learned = fewer
         return left
-
-    def _completed(
-        self,
-        closure: Closure,
-        units: Partition,
-        alive: BoolArray,
-        modes: Sequence[str] | None,
-        guessed: Mapping[Rule, list[Place]],
-        after: list[Mismatch],
-    ) -> tuple[list[Rule], list[Mismatch]]:
-        """Return a guess with what mends its op beside it, and what is left then: two integers of one expression."""
-        ((rule, ((mismatch, _), *_)),) = guessed.items()
-        before, tried = list(self.learned), set(self._tried)
-        axes = self.axes(closure, units)
-        if not any(wrong.step == mismatch.step for wrong, *_ in self._wrong(axes, alive, after)):
-            return [], after
-        self.learned.append(rule)
-        left = self.learn(closure, units, alive, modes)
-        found, self.learned = [r for r in self.learned if r not in before], before
-        alone = [r for r in found if r is not rule]
-        if rule in found and alone and _is_mended(mismatch, None, left):
-            without = self._find(alive, self.followers(closure, units, [*before, *alone]), modes)
-            return (alone, without) if _is_mended(mismatch, None, without) else (found, left)
-        self._tried = tried
-        return [], after
 
     def relearn(
         self,
@@ -336,9 +309,6 @@ class Integers:
 
     def _guesses(self, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> Iterator[Candidate]:
         """Yield the integers nearby that are as large as any axis was: an expression may have been made of them."""
-        for _, labels in mismatch.axes:
-            for factor in axes.factors(labels, alive):
-                yield from self._exact(mismatch, factor)
         named = [(self._names[id(m)], m) for m in mismatch.modules if id(m) in self._names]
         for name, module in named[:_NEAR]:
             for attribute, element, value in self._read_integers(module):
