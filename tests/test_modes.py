@@ -55,6 +55,24 @@ def patched() -> nn.Module:
     return norm
 
 
+class Peeks(nn.Module):
+    """Asks a layer of torch for its mode, and cuts channels into fixed parts if that is trained."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return x.view(-1, 2, 4).flatten(1) if self.layer.training else x
+
+
+def peeking_hook() -> nn.Module:
+    block = nn.Sequential(nn.BatchNorm1d(8))
+    block.register_forward_hook(lambda module, args, out: out * 2 if module[0].training else out)
+    return block
+
+
 def modes_of(*between: nn.Module) -> set[str]:
     model = nn.Sequential(nn.Linear(6, 8), *between, nn.Linear(8, 4))
     return set(analyze(model, (torch.randn(2, 6),), {})[1].events)
@@ -65,7 +83,12 @@ def test_layers_of_torch_run_the_same_program_in_both_modes() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [Asks, Flagged, lambda: Own(8), hooked, patched], ids=["module", "flag", "subclass", "hook", "forward"]
+    "make",
+    [
+        *(Asks, Flagged, lambda: Own(8), hooked, patched),
+        *(lambda: Peeks(nn.BatchNorm1d(8)), lambda: Peeks(nn.Dropout(0.5)), peeking_hook),
+    ],
+    ids=["module", "flag", "subclass", "hook", "forward", "parent of a norm", "parent of a dropout", "hook of a parent"],
 )
 def test_train_mode_is_traced_where_others_ask_for_it(make: Callable[[], nn.Module]) -> None:
     assert modes_of(make()) == {"eval", "train"}
@@ -86,9 +109,12 @@ def test_what_is_drawn_for_each_example_makes_no_shape_of_channels(between: type
     assert trace.is_alike is alike
 
 
-def test_a_unit_that_fails_in_train_mode_alone_is_frozen() -> None:
+@pytest.mark.parametrize(
+    "make", [Splits, lambda: nn.Sequential(nn.Linear(6, 8), Peeks(nn.BatchNorm1d(8)), nn.Linear(8, 4))]
+)
+def test_a_unit_that_fails_in_train_mode_alone_is_frozen(make: Callable[[], nn.Module]) -> None:
     mutator = ChannelMutator(example_input=torch.randn(2, 6))
-    mutator.prepare_from_supernet(Splits())
+    mutator.prepare_from_supernet(make())
     assert not mutator.units
 
 
@@ -111,7 +137,7 @@ def test_nothing_is_left_of_watching() -> None:
     module = nn.Linear(2, 2)
     with watched_mode(module) as readers, watched_mode(module) as others:
         assert module.training
-        assert readers == {id(module): module}
+        assert readers == {(id(module), __name__): module}
         assert others is None
     assert "training" not in vars(nn.Module)
     assert module.training

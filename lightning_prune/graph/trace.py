@@ -279,7 +279,7 @@ def _trace(
         trace.real = {"eval", "train"}
     with watched_mode(sandbox.model) as readers:
         _record(trace, "eval")
-    if readers is None or not same_program(readers.values(), trace.events["eval"]):
+    if readers is None or not same_program(readers, trace.events["eval"]):
         _record_train(trace)
     return trace
 
