@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -257,7 +258,9 @@ def test_data_prune_by_what_training_shows_and_train_nothing(
 ) -> None:
     words = ["prune", f"{__name__}:make_lit", "{macs: 0.5}", "-o", str(tmp_path / "small.ckpt"), "--input=2x3x6x6"]
     words += [f"--importance={importance}", "--divisor=1", "--json"]
+    level = logging.getLogger("lightning.pytorch").level
     assert main([*words, f"--data={__name__}.Data"]) == 0
+    assert logging.getLogger("lightning.pytorch").level == level != logging.ERROR
     small, dense = load_pruned(tmp_path / "small.ckpt", LitNet), make_lit()
     kept = json.loads(capsys.readouterr().out)["units"]
     assert small.conv1.out_channels == next(iter(kept.values())) < 16

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,9 +58,7 @@ def prune_watched_(
     model.configure_optimizers = lambda: still  # type: ignore[method-assign]  # watching is no training
     model.train()  # as the callback sees it in a training; Lightning leaves modes alone
     batches = window_of(callback.importance) + 1  # it prunes before the one that follows
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on workers, and the like
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with _silence():
         trainer = Trainer(max_epochs=1, limit_train_batches=batches, limit_val_batches=0, callbacks=[callback], **QUIET)
         trainer.fit(model, datamodule=module)
     del model.configure_optimizers
@@ -70,3 +69,17 @@ def prune_watched_(
         raise ConfigError(f"Got data {data!r} of fewer than 2 batches: one to watch, and one to prune before.")
     model.cpu().eval()
     return callback.mutator
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep Lightning's advice on workers, and the like, to itself."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
