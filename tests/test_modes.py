@@ -88,7 +88,7 @@ def test_layers_of_torch_run_the_same_program_in_both_modes() -> None:
         *(Asks, Flagged, lambda: Own(8), hooked, patched),
         *(lambda: Peeks(nn.BatchNorm1d(8)), lambda: Peeks(nn.Dropout(0.5)), peeking_hook),
     ],
-    ids=["module", "flag", "subclass", "hook", "forward", "parent of a norm", "parent of a dropout", "hook of a parent"],
+    ids=["module", "flag", "subclass", "hook", "forward", "peeks at a norm", "peeks at a dropout", "hook of a parent"],
 )
 def test_train_mode_is_traced_where_others_ask_for_it(make: Callable[[], nn.Module]) -> None:
     assert modes_of(make()) == {"eval", "train"}

@@ -117,6 +117,16 @@ def marked(*lines: str) -> Function:
     return call
 
 
+def beside_ones(self: Any, x: Tensor) -> Tensor:
+    return torch.cat([x, x.new_ones(len(x), self.width, *x.shape[2:])], 1)
+
+
+def zeros_then_ones(self: Any, x: Tensor) -> Tensor:
+    half = self.width // 2
+    sizes = half, self.width - half
+    return x + torch.cat([x.new_full((len(x), n, *x.shape[2:]), k) for k, n in enumerate(sizes)], 1)
+
+
 def positions(_: Any, x: Tensor) -> Tensor:
     table = x.new_zeros(8, x.shape[1])
     table[:, 0::2] = torch.arange(8.0).to(x).sin()[:, None]
@@ -181,6 +191,8 @@ TRAPS = {
     "a sinusoid written by columns": trap(positions),
     "the share of ones": trap(share_of_ones),
     "a diagonal filled": trap(mixed),
+    "beside ones": trap(beside_ones, WHOLE, read=21, width=5),
+    "zeros, then ones": trap(zeros_then_ones, width=16),
     "rows shifted": trap(shifted_rows, WHOLE),
     "copied whole": trap(filled, WHOLE),
     "bytes as integers": trap(lambda _, x: x.view(torch.int64).view(torch.float64) * 1, WHOLE),

@@ -360,6 +360,8 @@ ZOO: dict[str, Case] = {
         shapes=TOKENS,
         larger=MORE_TOKENS,
     ),
+    # 36 = 4 x 9. The first state is zeros, as many as the number `hidden` of the module says, which follows.
+    "conv_lstm": Case(recurrent.ConvLSTM, {"gates_(0, 36)_out_1_in_2": 9}),
     # A layer is one layer, whatever its weight is made of. The depthwise one normalises each filter for itself, so that
     # only those that read the stem and the depthwise one mix what they read.
     "weight_norm": Case(

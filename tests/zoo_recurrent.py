@@ -93,3 +93,22 @@ class Cells(nn.Module):
             two = self.second(one[0], two)
             three = self.third(two, three)
         return self.head(three)
+
+
+class ConvLSTM(nn.Module):
+    """A convolution over the input beside the state, which is zeros at first: arXiv:1506.04214."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = 9
+        self.gates = nn.Conv2d(3 + self.hidden, 4 * self.hidden, 3, padding=1)
+        self.head = nn.Linear(self.hidden, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(x.shape[0], self.hidden, *x.shape[2:])
+        cell = torch.zeros_like(state)
+        for _ in range(3):
+            i, f, o, g = self.gates(torch.cat([x, state], 1)).split(self.hidden, 1)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            state = o.sigmoid() * cell.tanh()
+        return self.head(state.mean((2, 3)))

@@ -236,12 +236,15 @@ def split(call: Call) -> None:
 
 @rule("cat concat concatenate", index=True)
 def cat(call: Call) -> None:
-    """Concatenate the labels; parts without labels are frozen."""
+    """Concatenate the labels; parts without labels are frozen, but the constant one: what made it may make less."""
     parts = [t for t in call["tensors"] if not (t.dim() == 1 and t.shape[0] == 0)]
     out = call.out
     d = call["dim"] % out.dim()
     result = [_bound(call, [call.axes(t)[k] for t in parts]) if k != d else FIXED for k in range(out.dim())]
     pieces = [call.axes(t)[d] for t in parts]
+    constant = [k for k, t in enumerate(parts) if not is_labelled(pieces[k]) and pieces[k] == ANY and t.shape[d] > 1]
+    if len(constant) == 1:  # how much is left of it is what is left of the result; of two of them nothing would tell
+        pieces[constant[0]] = call.space.fresh(parts[constant[0]].shape[d])
     if any(is_labelled(p) for p in pieces):
         result[d] = np.concatenate([_frozen(call, p, t.shape[d]) for p, t in zip(pieces, parts, strict=True)])
     call.put(out, result)
