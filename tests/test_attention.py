@@ -16,6 +16,7 @@ from lightning_prune.export import export_pruned
 from lightning_prune.mutator import ChannelMutator
 from lightning_prune.ops import DynamicMultiheadAttention, SlimMultiheadAttention, see_through
 from lightning_prune.ops.structure import reshape_
+from tests.compare import zeroed_outputs
 
 VARIANTS = [
     pytest.param({}, id="plain"),
@@ -99,6 +100,39 @@ def test_heads_head_dim_and_embedding_go(build: Any, shapes: Any, heads: int) ->
     with torch.no_grad():  # torch's fused encoder layer must not go around the slim module
         torch.testing.assert_close(small(*inputs), results[0], rtol=0, atol=1e-12)
     assert mutator.cost().params == sum(p.numel() for p in small.parameters())
+
+
+class Padded(nn.Module):
+    """An encoder of sequences of several lengths, which torch takes as nested tensors where it need not train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(7, 32)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 40, batch_first=True), 2)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x), src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    "choices",
+    [{"*heads": 2}, {"*head_dim": 3}, {"embed*": 24, "*heads": 3}, {"*layers.1*heads": 1}, {"*linear1*": 20}],
+    ids=["heads", "head_dim", "odd heads that fill the embedding", "one layer", "ffn"],
+)
+def test_padded_sequences_go_through_torchs_encoder(choices: dict[str, int]) -> None:
+    model, x = Padded().double().eval(), torch.randn(3, 6, 7).double()
+    padding = torch.arange(6) >= torch.tensor([[6], [4], [1]])
+    mutator = ChannelMutator(example_input=(x, padding))
+    mutator.prepare_from_supernet(model)
+    mutator.set_choices(choices)
+    small = export_pruned(model)
+    assert small.encoder.use_nested_tensor
+    with torch.no_grad():
+        expected = zeroed_outputs(model, (x, padding))[0] if "embed*" not in choices else model(x, padding)
+        for twin in (model, small):
+            torch.testing.assert_close(twin(x, padding), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("cut", ["attn_*heads", "attn_*head_dim", "enter_*"], ids=["heads", "head_dim", "embedding"])

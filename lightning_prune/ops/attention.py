@@ -32,6 +32,8 @@ def attend(
 
     Arguments and results are those of `torch.nn.MultiheadAttention.forward`.
     """
+    if query.is_nested:
+        return _attend_nested(module, query, need_weights, average_attn_weights)
     batched = query.dim() == 3
     if batched and module.batch_first:
         query, key, value = (t.transpose(0, 1) for t in (query, key, value))
@@ -56,6 +58,15 @@ def attend(
     if not batched:
         return output.squeeze(1), weights
     return (output.transpose(0, 1) if module.batch_first else output), weights
+
+
+def _attend_nested(module: Any, tokens: Tensor, need_weights: bool, average: bool) -> tuple[Tensor, Tensor | None]:
+    """Attend within sequences of several lengths, which `nn.TransformerEncoder` makes of a padding mask in eval."""
+    lengths = torch.tensor([len(sequence) for sequence in tokens.unbind()], device=tokens.device)
+    padded = tokens.to_padded_tensor(0.0)
+    padding = torch.arange(padded.shape[1], device=tokens.device) >= lengths[:, None]
+    output, found = attend(module, padded, padded, padded, padding, need_weights, average_attn_weights=average)
+    return torch._nested_tensor_from_mask(output, ~padding), found
 
 
 def _project(module: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,23 +191,26 @@ class DynamicMultiheadAttention(DynamicOp, nn.MultiheadAttention):
 
     def to_static(self) -> nn.Module:
         """Become `nn.MultiheadAttention` again, or `SlimMultiheadAttention` where heads or widths went."""
-        dense_head_dim = int(self.__dict__["head_dim"])
+        dense = int(self.__dict__["num_heads"]), int(self.__dict__["head_dim"])
         module = super().to_static()
-        settle_(module, dense_head_dim)
+        settle_(module, *dense)
         return module
 
 
-def settle_(module: nn.Module, dense_head_dim: int) -> None:
+def settle_(module: nn.Module, dense_heads: int, dense_head_dim: int) -> None:
     """Give an attention the class that its sizes ask for, in place.
 
     Args:
         module: An `nn.MultiheadAttention` or `SlimMultiheadAttention`; anything else is left alone.
+        dense_heads: Heads of the dense module: torch's encoder gives nested tensors to one that had an even number,
+            and torch's attention takes them with an even number only.
         dense_head_dim: Head_dim of the dense module: it settles the scale.
     """
     if type(module) not in (nn.MultiheadAttention, SlimMultiheadAttention):
         return
     fields = module.__dict__
     fills = fields["num_heads"] * fields["head_dim"] == fields["embed_dim"] and fields["head_dim"] == dense_head_dim
+    fills &= fields["num_heads"] % 2 == 0 or dense_heads % 2 == 1
     module.__class__ = nn.MultiheadAttention if fills else SlimMultiheadAttention
     fields.pop("scale", None)
     if not fills:

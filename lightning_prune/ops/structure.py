@@ -289,8 +289,8 @@ def reshape_(model: nn.Module, structure: Structure, loaded: Collection[str] = (
     for name, attrs in (*now["integers"].items(), *structure["integers"].items()):
         if attrs.keys() & {"embed_dim", "head_dim", "num_heads"}:
             attention = model.get_submodule(name)
-            full = attrs.get("head_dim", {}).get("full", attention.__dict__.get("head_dim"))
-            settle_(attention, full)
+            dense = (attrs.get(a, {}).get("full", attention.__dict__.get(a)) for a in ("num_heads", "head_dim"))
+            settle_(attention, *dense)
     for module in model.modules():
         make_again_(module)
         if isinstance(module, nn.RNNBase):
