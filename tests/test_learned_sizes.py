@@ -33,35 +33,6 @@ def assert_cut_as_certified(model: nn.Module, mutator: ChannelMutator, x: Tensor
     assert_same(outputs(model, (x,)), outputs(export_pruned(model), (x,)))
 
 
-class Separate(nn.Module):
-    """Query, key and value apart, of one head_dim; as many heads as come out."""
-
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.query, self.key, self.value = (nn.Linear(width, heads * head_dim) for _ in range(3))
-        self.leave = nn.Linear(heads * head_dim, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            f(x).view(*x.shape[:2], -1, self.head_dim).transpose(1, 2) for f in (self.query, self.key, self.value)
-        )
-        y: Tensor = self.leave(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
-        return x + y
-
-
-@pytest.mark.parametrize("layers", [2, 3, 4])
-def test_values_follow_the_head_dim_and_no_heads_that_are_as_many_by_luck(layers: int) -> None:
-    model = nn.Sequential(nn.Linear(5, 48), *(Separate(48, 6, 8) for _ in range(layers)), nn.Linear(48, 3))
-    model, mutator, x = prepared(model, 2, 6, 5)
-    assert sorted((u.axis, u.num_channels) for u in mutator.units) == [
-        ("channels", 48),
-        *[("head_dim", 8)] * layers,
-        *[("heads", 6)] * layers,
-    ]
-    assert_cut_as_certified(model, mutator, x)
-
-
 class Adaptive(nn.Module):
     """Its norms have no weights: they are told how wide they are, and get scales from elsewhere (as in DiT)."""
 
@@ -190,36 +161,6 @@ class OneKey(nn.Module):
 def test_queries_of_one_key_lose_heads() -> None:
     model, mutator, x = prepared(OneKey(6, 4), 2, 7, 5)
     assert [(u.axis, u.num_channels) for u in mutator.units] == [("head_dim", 4), ("heads", 6), ("channels", 24)]
-    assert_cut_as_certified(model, mutator, x)
-
-
-class Quotient(nn.Module):
-    """Blocks of attention whose heads have what the width of the input, divided by their number, gives them."""
-
-    def __init__(self, rest: bool) -> None:
-        super().__init__()
-        self.width, self.heads, self.rest = 24, 4, rest
-        self.enter, self.last = nn.Linear(5, 24), nn.Linear(24, 2)
-        self.fused, self.leave = (
-            nn.ModuleList(nn.Linear(24, 72) for _ in "ab"),
-            nn.ModuleList(nn.Linear(24, 24) for _ in "ab"),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.enter(x)
-        for fused, leave in zip(self.fused, self.leave, strict=True):
-            batch, tokens, width = x.shape
-            q, k, v = fused(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-            made = ((q @ k.mT * 0.3).softmax(-1) @ v).transpose(1, 2)
-            x = x + leave(made.reshape(batch, tokens, -1 if self.rest else self.width))
-        y: Tensor = self.last(x)
-        return y
-
-
-@pytest.mark.parametrize("rest", [False, True])
-def test_a_width_that_is_divided_among_heads_goes_with_them(rest: bool) -> None:
-    model, mutator, x = prepared(Quotient(rest), 2, 7, 5)
-    assert [(u.axis, u.num_channels) for u in mutator.units] == [("head_dim", 6), ("heads", 4)]
     assert_cut_as_certified(model, mutator, x)
 
 

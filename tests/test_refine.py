@@ -20,7 +20,8 @@ from lightning_prune.graph.partition import Partition
 from lightning_prune.graph.sampler import Sampler
 from lightning_prune.mutator import ChannelMutator
 from tests.models import build
-from tests.test_learned_sizes import Fused, Separate
+from tests.test_equal_sizes import Separate
+from tests.test_learned_sizes import Fused
 
 Run = tuple[str, bytes, frozenset[Any]]
 

@@ -54,14 +54,12 @@ class AxisTable:
         self._by_size: dict[int, list[tuple[str, int, IntArray]]] = {}
         self._ranks: dict[str, int] = {}
         for tensor, axes in trace.axes.items():
-            found = [axis for axis in axes if is_labelled(axis)]
+            found: list[tuple[IntArray, tuple[Strand, ...]]] = [(axis, ()) for axis in axes if is_labelled(axis)]
             self._ranks[tensor] = len(found)
-            ordinal = 0
-            while ordinal < len(found):  # an axis, then what it is made of
-                axis = found[ordinal]
+            for ordinal, (axis, around) in enumerate(found):  # it grows: an axis, then what it is made of
                 self._by_size.setdefault(len(axis), []).append((tensor, ordinal, axis))
-                found += inner.get(self.key(axis), ())
-                ordinal += 1
+                around = (*around, self.key(axis))
+                found += [(part, around) for part in inner.get(around[-1], ()) if self.key(part) not in around]
         parts = (tensor.split(".") for tensor, rank in self._ranks.items() if rank)
         self._homes = {".".join(names[:k]) for names in parts for k in range(len(names))}
         self._classes = {name: type(module) for name, module in trace.sandbox.model.named_modules()}
@@ -152,6 +150,11 @@ class AxisTable:
             for axis, left in zip(product.axes, living, strict=True):
                 if left != len(axis) and met * left == prod(living) * len(axis):
                     yield axis
+
+    def span_a_grid(self, one: IntArray, other: IntArray) -> bool:
+        """Return whether two axes are factors of the same grid: if they were one, nothing of it could go."""
+        keys = {self.key(one), self.key(other)}
+        return any(keys <= {self.key(axis) for axis in grid.axes} for grids in self._grids.values() for grid in grids)
 
     def unit_of(self, labels: IntArray) -> UnitSpec | None:
         """Return the unit that every position of an axis lives by, and no other; None where there is none."""

@@ -53,7 +53,7 @@ def mend(
     Returns:
         Whether anything was bound.
     """
-    kinds = (_bind_followed,) if surely else (_bind_parts, _bind_followed, _bind_multiple, _bind_nearby, _bind_quotient)
+    kinds = (_bind_followed,) if surely else (_bind_parts, _bind_followed, _bind_quotient, _bind_multiple, _bind_nearby)
     return _mend(known, axes, alive, mismatches, kinds)
 
 
@@ -96,10 +96,16 @@ def _bind_parts(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch:
 def _bind_followed(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
     """An axis that came out as long as another one of its dense size follows that one: they must lose equally.
 
-    One head_dim for q, k and v; heads that are as many as `C // head_dim`.
+    One head_dim for q, k and v; heads that are as many as `C // head_dim`. One that came out as of old follows one of
+    its make that is left whole in this structure.
     """
-    followed = known.followed(mismatch) if _wrong(mismatch) else []
-    return _bind(known, axes, alive, [(met, labels, followed) for met, labels in _wrong(mismatch)])
+    followed = known.followed(mismatch) if mismatch.axes else []
+    offers = []
+    for met, labels in mismatch.axes:
+        if met is not None:
+            alike = (a for a in followed if axes.shape(a) == axes.shape(labels) and axes.unit_of(a) is not None)
+            offers.append((met, labels, followed if met != len(labels) else alike))
+    return _bind(known, axes, alive, offers)
 
 
 def _bind_nearby(known: Constraints, axes: AxisTable, alive: BoolArray, mismatch: Mismatch) -> bool:
@@ -131,7 +137,7 @@ def _bind(
 def _follows(axes: AxisTable, alive: BoolArray, met: int, labels: IntArray, axis: IntArray) -> bool:
     """Return whether an axis is another one, of the same dense size, and as long as was met."""
     fits = len(axis) == len(labels) and int(np.count_nonzero(alive[axis])) == met
-    return fits and axes.key(axis) != axes.key(labels)
+    return fits and axes.key(axis) != axes.key(labels) and not axes.span_a_grid(axis, labels)
 
 
 def _alike(axes: AxisTable, labels: IntArray, followed: IntArray) -> list[tuple[IntArray, IntArray]]:
@@ -187,6 +193,7 @@ def _bind_multiple(known: Constraints, axes: AxisTable, alive: BoolArray, mismat
         for axis in known.followed(mismatch):
             times, rest = divmod(len(labels), len(axis))
             of_units = axes.unit_of(labels) is not None and axes.unit_of(axis) is not None
+            of_units &= not axes.span_a_grid(labels, axis)
             if of_units and times > 1 and not rest and met == times * int(np.count_nonzero(alive[axis])):
                 known.pairs.append((labels, np.tile(axis, times)))
                 return True

@@ -67,8 +67,32 @@ class Sampler:
             twins[count] += 1
             alike[count] += 1
             order = rng.permutation(total)
-            dead = np.sort(order[: total - count] if not opposite else order[total - count :])
-            self._dead[unit.name] = unit.classes[dead]
+            self._dead[unit.name] = unit.classes[_removed(order, count, opposite)]
+        self._tell_quotients_apart(units, rng, opposite)
+
+    def _tell_quotients_apart(self, units: Sequence[UnitSpec], rng: np.random.Generator, opposite: bool) -> None:
+        """Let no width, divided by how many heads are kept, come out as an old or a kept size of the grid.
+
+        The channels of a head are often worked out so: by luck they would be right, or look like a literal number.
+        """
+
+        def left(unit: UnitSpec) -> int:
+            return unit.num_channels - len(self._dead[unit.name])
+
+        def misleads(count: int, total: int) -> int:
+            return sum(count // kept in sizes for sizes in spans[total] for kept in sizes[2:])
+
+        spans: dict[int, list[tuple[int, int, int, int]]] = {}
+        for one, other in _grids(self.closure, units):
+            sizes = one.num_channels, other.num_channels, left(one), left(other)
+            spans.setdefault(sizes[0] * sizes[1], []).append(sizes)
+        for unit in units:
+            total, kept = unit.num_channels, left(unit)
+            if total in spans and kept < total and misleads(kept, total):
+                counts = rng.permutation(np.array(_counts(unit))).tolist()
+                count = min(counts, key=lambda c: misleads(total - c if opposite else c, total))
+                self._kept[unit.name] = (*self._kept[unit.name][:-1], count)
+                self._dead[unit.name] = unit.classes[_removed(rng.permutation(total), count, opposite)]
 
     def tells_apart(self, names: Iterable[str]) -> bool:
         """Whether no unit of the same size kept as many as one of these, here and in all before."""
@@ -88,6 +112,24 @@ class Sampler:
                 dead[self.closure.living_by(labels[:1])[1]] = False
                 alive = self.closure.alive(dead)
         return alive
+
+
+def _removed(order: IntArray, count: int, opposite: bool) -> IntArray:
+    """Return the positions that go, of a permutation of all; in the opposite case those that would stay."""
+    return np.sort(order[: len(order) - count] if not opposite else order[len(order) - count :])
+
+
+def _grids(closure: Closure, units: Sequence[UnitSpec]) -> set[tuple[UnitSpec, UnitSpec]]:
+    """Return the pairs of units that span a grid, as heads and their channels do."""
+    owner = np.full(closure.count, -1)
+    for number, unit in enumerate(units):
+        owner[unit.classes] = number
+    pairs = set()
+    for product in closure.products:
+        numbers = [np.unique(owner[closure.classes[axis]]) for axis in product.axes]
+        if len(numbers) == 2 and all(len(n) == 1 and n[0] >= 0 for n in numbers):
+            pairs.add((units[int(numbers[0][0])], units[int(numbers[1][0])]))
+    return pairs
 
 
 def _counts(unit: UnitSpec) -> Sequence[int]:
